@@ -1,0 +1,74 @@
+# gewu: `make demo` and `make test` do everything by themselves, from an empty checkout on.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+TOPIC  ?= dft
+# SG15 pseudopotentials (UPF) for `make bench TOPIC=dft`; the benchmark says so and skips when the folder is absent.
+PSEUDO ?= ../shared/data/dft/sg15_pbe
+
+# One thread a process unless the caller says otherwise: gewu sets its own threads from the job, and two pools never meet.
+export OMP_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS ?= 1
+export NUMBA_CACHE_DIR ?= $(CURDIR)/.cache/numba
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# mpirun refuses root and more ranks than cores without these (containers, CI).
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+export OMPI_MCA_rmaps_base_oversubscribe := 1
+
+.PHONY: help demo test test-slow check format bench docs clean
+help:
+	@echo "make demo          bands of silicon from first principles, and a page that shows them"
+	@echo "make test          all tests but the slow ones;  make test-slow: those too"
+	@echo "make check         format, lint, types, generated docs"
+	@echo "make bench TOPIC=dft   measure against the peer, write bench/dft/latest.json and docs/performance.md"
+	@echo "make format | clean"
+
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "No virtual environment could be made. Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# $(call debian,PROGRAM,PACKAGES,WHAT FOR): install PACKAGES when PROGRAM is missing and this is root on Debian, else say what is skipped.
+define debian
+@command -v $(1) >/dev/null 2>&1 || { \
+  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+    echo "installing $(2) for $(3)"; \
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2) >/dev/null; \
+  else false; fi; } || echo "$(1) is missing: $(3) will be skipped (Debian and Ubuntu: apt-get install $(2))"
+endef
+
+demo: $(STAMP)
+	$(BIN)/gewu try silicon
+
+test: $(STAMP)
+	$(call debian,mpirun,openmpi-bin,the tests with several ranks)
+	$(call debian,chromium,chromium,the picture tests of the report)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(call debian,mpirun,openmpi-bin,the tests with several ranks)
+	$(call debian,chromium,chromium,the picture tests of the report)
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_layers.py tests/unit/test_budget.py
+	$(BIN)/python tools/make_performance.py --check
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)
+	$(if $(filter dft,$(TOPIC)),$(call debian,pw.x,quantum-espresso libopenblas0-pthread,the comparison with pw.x))
+	$(BIN)/python -m bench.run $(TOPIC) --pseudo $(PSEUDO)
+	$(BIN)/python tools/make_performance.py
+
+clean:
+	rm -rf $(VENV) .cache build dist .pytest_cache .ruff_cache .mypy_cache bench/*/work *.result
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
