@@ -1,0 +1,272 @@
+"""Files that are absent or complete: the only door through which gewu writes, and the capped door through which it reads.
+
+A file is written to a temporary name in its own directory, flushed to the disk, renamed over its final name, and the directory
+is flushed too: after a kill or a power cut the old file, the new file or none is there, never a part of one. All writing goes
+through os.open, os.write, os.fsync and os.replace, so a test that makes the n-th of these calls fail covers every file that
+gewu writes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import socket
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from gewu.core.errors import GewuError, InputError, ResourceError, StoreError
+
+TEMPORARY_SUFFIX: Final = ".gewu-tmp"
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_DIRECTORY_SYNC: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
+
+
+def _storage_error(error: OSError, path: str | Path, verb: str) -> GewuError:
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        return ResourceError(f"cannot be {verb}: {reason}", file=path, hint="free space on this disk or choose another directory")
+    return StoreError(f"cannot be {verb}: {reason}", file=path)
+
+
+def _write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.write(descriptor, view)
+        if written == 0:  # would loop for ever
+            raise OSError(errno.EIO, "the system accepted no byte")
+        view = view[written:]
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY_SYNC:  # some network file systems cannot; they order renames themselves
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: str | Path, data: bytes | bytearray | memoryview) -> str:
+    """Write a file that is either absent (or as it was) or complete, whatever happens meanwhile.
+
+    Args:
+        path: final name; its directory must exist. An existing file is replaced.
+        data: the whole content.
+
+    Returns:
+        The SHA-256 of `data` in hexadecimal.
+
+    Raises:
+        ResourceError: the disk or the quota is full.
+        StoreError: any other refusal of the system (no such directory, no permission, input/output error).
+    """
+    path = Path(path)
+    temporary = path.parent / f".{os.getpid()}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                _write_all(descriptor, data)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise _storage_error(error, path, "written") from error
+    except ValueError as error:  # a NUL or an unencodable character in the name
+        raise StoreError(f"is not a usable file name: {error}", value=str(path)) from error
+    return hashlib.sha256(data).hexdigest()
+
+
+def sweep_temporaries(directory: str | Path) -> int:
+    """Remove the temporaries that killed writers left in a directory; call it only while holding the directory's lock.
+
+    Returns:
+        How many were removed.
+    """
+    removed = 0
+    for path in Path(directory).glob(f".*{TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)
+        removed += 1
+    return removed
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal, reading it in pieces.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise _storage_error(error, path, "read") from error
+
+
+def read_capped(path: str | Path, limit_bytes: int) -> bytes:
+    """Read a regular file of bounded size.
+
+    Args:
+        path: file to read; a pipe or a device is refused and never waited for.
+        limit_bytes: largest size accepted.
+
+    Raises:
+        InputError: there is no such file, it is a directory or a device, it may not be read, or it is too large.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise InputError("there is no such file", file=path) from None
+    except OSError as error:
+        raise InputError(f"cannot be opened: {error.strerror}", file=path) from error
+    except ValueError as error:  # a NUL or an unencodable character in the name
+        raise InputError(f"is not a usable file name: {error}", value=str(path)) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError("is not a regular file", file=path)
+    with os.fdopen(descriptor, "rb") as stream:
+        try:
+            data = stream.read(limit_bytes + 1)
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", file=path) from error
+    if len(data) > limit_bytes:
+        raise InputError("is too large", file=path, allowed=f"at most {limit_bytes} bytes")
+    return data
+
+
+def read_text_capped(path: str | Path, limit_bytes: int) -> str:
+    """Read a UTF-8 text file of bounded size; line ends become "\\n" and a byte-order mark is dropped.
+
+    Raises:
+        InputError: as `read_capped`; also bytes that are not UTF-8, with their line.
+    """
+    data = read_capped(path, limit_bytes)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError("is not UTF-8 text", file=path, line=line, value=data[error.start : error.start + 1]) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+class LineLog:
+    """An append-only text file, one `os.write` per line; a line that a kill cut short is removed when it is opened again.
+
+    Raises:
+        ResourceError, StoreError: as `write_atomic`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            self._drop_partial_line()
+        except OSError as error:
+            raise _storage_error(error, self.path, "opened") from error
+
+    def _drop_partial_line(self) -> None:
+        end = os.fstat(self._descriptor).st_size
+        keep = end
+        while keep > 0:
+            start = max(0, keep - 65536)
+            newline = os.pread(self._descriptor, keep - start, start).rfind(b"\n")
+            if newline >= 0:
+                keep = start + newline + 1
+                break
+            keep = start
+        if keep != end:
+            os.ftruncate(self._descriptor, keep)
+
+    def write(self, line: str) -> None:
+        """Append one line (given without its line end): all of it, or nothing when this raises."""
+        if "\n" in line:
+            raise GewuError("a log line must not contain a line end", file=self.path, value=line)
+        data = line.encode("utf-8") + b"\n"
+        try:
+            if os.write(self._descriptor, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._drop_partial_line()
+            raise _storage_error(error, self.path, "written") from error
+
+    def sync(self) -> None:
+        """Flush what was written to the disk."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise _storage_error(error, self.path, "written") from error
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        try:
+            self.sync()
+        finally:
+            os.close(self._descriptor)
+
+
+class DirectoryLock:
+    """A context manager that keeps a second writer out of a directory; the system frees it when its holder dies.
+
+    Raises:
+        ResourceError: another process holds it (its process number and host are named), or the file system cannot lock.
+        StoreError: the directory does not exist or cannot be written.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.path = Path(directory) / ".lock"
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        try:
+            while self._descriptor < 0:
+                self._descriptor = self._try_once()
+        except OSError as error:
+            raise _storage_error(error, self.path, "locked") from error
+        return self
+
+    def _try_once(self) -> int:
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A holder removes the file when it leaves; what was just locked may be that removed file.
+            if not self._is_current(descriptor):
+                os.close(descriptor)
+                return -1
+            os.ftruncate(descriptor, 0)
+            _write_all(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace") or "another process"
+            os.close(descriptor)
+            hint = "wait for it, stop it, or choose another directory"
+            raise ResourceError(f"is in use by {holder}", file=self.path.parent, hint=hint) from None
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
+                raise ResourceError(
+                    "this file system has no locks", file=self.path.parent, hint="choose another directory"
+                ) from error
+            raise
+        return descriptor
+
+    def _is_current(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+        self._descriptor = -1
