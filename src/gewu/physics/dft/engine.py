@@ -1,0 +1,236 @@
+"""The engine `dft`: from a structure file to total energy, bands, density of states and gap.
+
+The chain is `Config` -> `prepare.prepare` (crystal, ions, basis, k mesh) -> `ScfSolver.run` -> bands and density of states ->
+numbers and arrays.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gewu.core.context import Context
+from gewu.core.errors import ConvergenceError, InputError
+from gewu.core.figure import Figure
+from gewu.core.machine import one_blas_thread
+from gewu.core.schema import field
+from gewu.core.units import HARTREE_EV
+from gewu.formats import builtin_gth, read_structure
+from gewu.formats.cube import cube_bytes
+from gewu.formats.extxyz import extxyz_bytes
+from gewu.physics.dft import figures as pictures
+from gewu.physics.dft.bands import Gap, Stopped, band_energies, density_of_states, gap
+from gewu.physics.dft.crystal import Crystal
+from gewu.physics.dft.occupation import SMEARINGS
+from gewu.physics.dft.prepare import Setup, auto_mesh, prepare
+from gewu.physics.dft.references import REFERENCES as REFERENCES
+from gewu.physics.dft.scf import GroundState, ScfSolver
+from gewu.physics.dft.symmetry import primitive, reduce_mesh
+from gewu.physics.dft.xc import FUNCTIONALS
+
+SUMMARY = "Plane-wave density-functional theory: energy, bands, density of states and gap of a crystal"
+
+_METALS = """Li Na K Rb Cs Be Mg Ca Sr Ba Sc Y Lu Ti Zr Hf V Nb Ta Cr Mo W Mn Tc Re Fe Ru Os Co Rh Ir Ni Pd Pt Cu Ag Au Zn Cd Hg
+    Al Ga In Tl Sn Pb Bi"""
+METALS = frozenset(_METALS.split())
+
+
+@dataclass(frozen=True)
+class Config:
+    """The `[dft]` table of a job."""
+
+    structure: str = field(file=True, meaning="Crystal structure: CIF, POSCAR or extended xyz")
+    cell: str = field(
+        "as-given", choices=("as-given", "primitive"), meaning="Compute the cell of the file, or its primitive cell"
+    )
+    functional: str = field("pbe", choices=tuple(FUNCTIONALS), meaning="Exchange-correlation functional")
+    pseudo: str | dict[str, str] = field(
+        "gth",
+        file=True,
+        builtin_prefixes=("gth",),
+        meaning="Pseudopotentials: gth (shipped table), gth-q4 (one valence), a UPF or psp8 file, or a table by element",
+    )
+    cutoff_ha: float = field(
+        0.0, unit="Ha", minimum=0.0, meaning="Largest kinetic energy of a plane wave; 0 follows the GTH table"
+    )
+    kpoints: tuple[int, int, int] = field(
+        (0, 0, 0), minimum=0, meaning="k points along each reciprocal vector; 0 0 0 is automatic"
+    )
+    kshift: tuple[float, float, float] = field(
+        (0.0, 0.0, 0.0), choices=(0.0, 0.5), meaning="Shift of the k mesh in units of its step"
+    )
+    smearing: str = field("none", choices=SMEARINGS, meaning="Smearing of the occupations: needed for metals")
+    smearing_width_ha: float = field(0.005, unit="Ha", exclusive_minimum=0.0, maximum=1.0, meaning="Width of the smearing")
+    bands: int = field(0, minimum=0, meaning="Number of bands; 0 adds some empty ones to those filled")
+    path: str = field("auto", meaning="Path of the band structure: auto, none, or points such as L G X, K G")
+    path_points: int = field(100, minimum=2, maximum=10_000, meaning="k points along the path", expert=True)
+    dos_kpoints: tuple[int, int, int] = field(
+        (0, 0, 0), minimum=0, meaning="k mesh of the density of states; 0 0 0 takes kpoints"
+    )
+    dos_width_ev: float = field(
+        0.2, unit="eV", exclusive_minimum=0.0, meaning="Gaussian width of the density of states", expert=True
+    )
+    energy_tolerance_ha: float = field(
+        1e-8, unit="Ha", minimum=1e-13, maximum=1e-3, meaning="Accuracy of the self-consistent energy"
+    )
+    max_iterations: int = field(60, minimum=1, meaning="Self-consistency iterations before giving up", expert=True)
+    fft_grid: tuple[int, int, int] = field((0, 0, 0), minimum=0, meaning="FFT grid; 0 0 0 is the smallest exact one", expert=True)
+    seed: int = field(0, minimum=0, meaning="Seed of the noise in the start vectors", expert=True)
+
+    def check(self) -> None:
+        """Refuse k meshes and grids that are only partly automatic, and pseudopotential files without a cutoff."""
+        for key in ("kpoints", "dos_kpoints", "fft_grid"):
+            value = getattr(self, key)
+            if min(value) == 0 < max(value):
+                raise InputError("is 0 along one axis only", key=key, value=value, allowed="three numbers above 0, or 0 0 0")
+
+
+def run(config: Config, ctx: Context) -> None:
+    """Compute the ground state, and what was asked for on top of it.
+
+    Raises:
+        InputError: structure, pseudopotentials or settings that cannot be computed.
+        ResourceError: the memory needed is not there.
+        ConvergenceError: self-consistency was not reached; what was found is saved and flagged.
+    """
+    with ctx.phase("setup"), one_blas_thread():  # form factors with the same bits for any number of threads
+        setup = prepare(config, ctx)
+        solver = ScfSolver(setup.basis, setup.ions, setup.mesh, setup.mesh_group, setup.options, ctx)
+        _describe(setup, solver, ctx)
+    with ctx.phase("scf"):
+        start = time.perf_counter()
+        ground = solver.run()
+        seconds = time.perf_counter() - start
+    if ground is None:
+        return
+    _save_ground_state(setup, solver, ground, ctx)
+    ctx.number("time_scf_s", seconds, "s")
+    if not ground.converged:
+        _save_terms(ground, ctx)
+        raise ConvergenceError(
+            f"self-consistency not reached in {len(ground.history)} iterations (density error {ground.history[-1, 1]:.1e} Ha)",
+            key="dft.max_iterations",
+            value=config.max_iterations,
+            hint="for a metal choose a smearing; else allow more iterations",
+        )
+    try:
+        with ctx.phase("bands"):
+            _bands_and_dos(config, setup, solver, ground, ctx)
+        _save_terms(ground, ctx)
+    except Stopped:
+        ctx.checkpoint({"ground": ground.to_state()})
+
+
+def _describe(setup: Setup, solver: ScfSolver, ctx: Context) -> None:
+    basis, group = setup.basis, setup.group
+    waves = [h.npw for h in solver.hamiltonians]
+    ctx.log(
+        f"{len(setup.crystal)} atoms, {solver.electrons:g} electrons, "
+        f"space group {group.symbol} ({len(group.rotations)} operations); "
+        f"{len(setup.mesh.k)} irreducible k points, {solver.bands} bands, cutoff {basis.cutoff_ha:g} Ha, "
+        f"up to {max(waves, default=0)} plane waves, FFT grid {basis.grid[0]} x {basis.grid[1]} x {basis.grid[2]}"
+    )
+    for ion in setup.ions.values():
+        ctx.log(f"{ion.symbol}: {ion.source}, {ion.valence:g} valence electrons")
+    if len(setup.mesh_group.rotations) < len(group.rotations):
+        ctx.warn("The k mesh is less symmetric than the crystal: symmetry it lacks is not used, nor imposed on the density.")
+    ctx.file("structure.extxyz", extxyz_bytes([setup.crystal.to_structure()]))
+    ctx.cite("hohenberg-kohn", "kohn-sham", *setup.citations)
+
+
+def _save_ground_state(setup: Setup, solver: ScfSolver, ground: GroundState, ctx: Context) -> None:
+    ok, crystal, basis = ground.converged, setup.crystal, setup.basis
+    ctx.number("energy_ha", ground.energy, "Ha", converged=ok)
+    ctx.number("energy_per_atom_ha", ground.energy / len(crystal), "Ha", converged=ok)
+    ctx.number("fermi_ev", ground.occupations.mu * HARTREE_EV, "eV", converged=ok)
+    ctx.number("scf_iterations", len(ground.history), "1", converged=ok)
+    ctx.save("kpoints", setup.mesh.k, ("k", "axis"), "1", long_name="k points, fractions of the reciprocal vectors")
+    ctx.save("kweights", setup.mesh.weight, ("k",), "1", long_name="k-point weights")
+    ctx.save("eigenvalues_ha", ground.eps, ("k", "band"), "Ha", long_name="band energies")
+    ctx.save("occupations", ground.occupations.f, ("k", "band"), "1", long_name="electrons in each state")
+    ctx.save("scf_history", ground.history, ("iteration", "quantity"), "Ha", long_name="energy, density error, band residual")
+    density = basis.arrays.get(basis.to_grid(basis.arrays.put(ground.rho_g)))
+    potential = basis.arrays.get(solver.local_potential(ground.rho_in)[0])
+    structure = crystal.to_structure()
+    for name, field_, unit, title in (
+        ("density", density, "bohr-3", "valence electron density"),
+        ("potential", potential, "Ha", "local Kohn-Sham potential"),
+    ):
+        ctx.save(name, field_, ("a1", "a2", "a3"), unit, long_name=title)
+        ctx.file(f"{name}.cube", cube_bytes(structure, field_, title, unit))
+
+
+def _save_terms(ground: GroundState, ctx: Context) -> None:
+    for name, value in ground.energies.items():
+        ctx.number(f"energy_{name}_ha", value, "Ha", converged=ground.converged)
+
+
+def _bands_and_dos(config: Config, setup: Setup, solver: ScfSolver, ground: GroundState, ctx: Context) -> None:
+    basis, ions, bands = setup.basis, setup.ions, solver.bands
+    v = solver.local_potential(ground.rho_in)[0]
+    eps, k = ground.eps, setup.mesh.k
+    mesh, mesh_eps = setup.mesh, ground.eps
+    if max(config.dos_kpoints) > 0:
+        ctx.log(f"density of states on a {'x'.join(map(str, config.dos_kpoints))} mesh")
+        mesh = reduce_mesh(config.dos_kpoints, (0.0, 0.0, 0.0), setup.group)[0]
+        mesh_eps = band_energies(basis, ions, v, mesh.k, bands, ctx, config.seed)
+        eps, k = np.concatenate([eps, mesh_eps]), np.concatenate([k, mesh.k])
+    if config.path != "none":
+        path = setup.path
+        ctx.log(f"bands at {len(path.k)} k points along {' '.join(path.labels)}")
+        on_path = band_energies(basis, ions, v, path.k, bands, ctx, config.seed)
+        eps, k = np.concatenate([eps, on_path]), np.concatenate([k, path.k])
+        ctx.cite("hinuma-path")
+        ctx.save("band_kpoints", path.k, ("path", "axis"), "1", long_name="k points along the path")
+        labels = " ".join(path.labels)
+        ctx.save("band_distance", path.distance, ("path",), "bohr-1", long_name="length along the path")
+        ctx.save("band_ticks", np.array(path.ticks), ("tick",), "bohr-1", long_name="labelled points", labels=labels)
+        ctx.save("bands_ev", on_path * HARTREE_EV, ("path", "band"), "eV", long_name="band energies along the path")
+    width = config.dos_width_ev / HARTREE_EV
+    energies = np.arange(
+        mesh_eps.min() - 5 * width, mesh_eps.max(axis=0).min() if bands == 1 else mesh_eps[:, -1].min(), width / 5
+    )
+    dos = density_of_states(mesh_eps, mesh.weight, energies, width)
+    ctx.save("dos_energy_ev", energies * HARTREE_EV, ("energy",), "eV", long_name="energies of the density of states")
+    ctx.save("dos_per_ev", dos / HARTREE_EV, ("energy",), "eV-1", long_name="density of states per cell")
+    _report_gap(config, gap(eps, k, solver.electrons), ctx)
+
+
+def _report_gap(config: Config, found: Gap | None, ctx: Context) -> None:
+    if found is None:
+        ctx.log("no empty band was computed, so no gap is reported")
+        return
+    ctx.number("gap_ev", found.fundamental * HARTREE_EV, "eV")
+    ctx.number("gap_direct_ev", found.direct * HARTREE_EV, "eV")
+    ctx.save(
+        "gap_kpoints",
+        np.array([found.k_valence, found.k_conduction]),
+        ("edge", "axis"),
+        "1",
+        long_name="valence top, conduction bottom",
+    )
+    if found.fundamental == 0 and config.smearing == "none":
+        ctx.warn("Valence and conduction bands overlap: this is a metal, computed with fixed occupations. Choose a smearing.")
+
+
+def recognise(path: Path) -> dict[str, Any] | None:
+    """Return the `[dft]` table of a sensible first calculation for a structure file, or None for other files."""
+    name = path.name.lower()
+    if path.suffix.lower() not in (".cif", ".vasp", ".poscar", ".xyz", ".extxyz") and not name.startswith(("poscar", "contcar")):
+        return None
+    setup_crystal = primitive(Crystal.from_structure(read_structure(path)))
+    valence = sum(builtin_gth(s, "pbe").z_valence for s in setup_crystal.symbols)
+    table: dict[str, Any] = {"structure": str(path), "cell": "primitive", "kpoints": auto_mesh(setup_crystal)}
+    if valence % 2 or METALS.issuperset(setup_crystal.symbols):
+        table |= {"smearing": "marzari-vanderbilt", "smearing_width_ha": 0.005}
+    return table
+
+
+def figures(result: Any) -> Iterator[Figure]:
+    """Yield the figures of a report: bands, density of states, convergence."""
+    return pictures.figures(result)
