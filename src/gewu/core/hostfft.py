@@ -1,7 +1,7 @@
 """Pruned transforms of wavefunctions on a CPU through SciPy, in place on buffers that each thread keeps.
 
-Fresh memory costs more than the transforms themselves here: the kernel clears every new page. Reusing three buffers makes the pair
-`box_to_grid`, `grid_to_box` two to three times faster than the same passes on new arrays (`python -m bench.dft.fft`).
+Fresh memory can cost more than the transforms themselves: the system clears every new page. With three buffers kept, the pair
+`box_to_grid`, `grid_to_box` is up to three times faster than the same passes on new arrays (`python -m bench.dft.fft`).
 """
 
 from __future__ import annotations

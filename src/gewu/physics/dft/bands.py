@@ -128,7 +128,7 @@ def band_energies(
             raise Stopped
 
     with blas_threads(len(k)):
-        return np.array(for_each_k(solve, len(k), ctx.ranks, report))
+        return np.array(for_each_k(solve, len(k), ctx.ranks, basis.workers, report))
 
 
 def density_of_states(eps: np.ndarray, weight: np.ndarray, energies: np.ndarray, width_ha: float) -> np.ndarray:

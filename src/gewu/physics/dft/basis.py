@@ -17,6 +17,7 @@ import numpy as np
 from gewu.core.arrays import Array, Arrays
 from gewu.core.errors import InputError
 from gewu.physics.dft.crystal import Crystal
+from gewu.physics.dft.kparallel import threads
 
 
 def grid_shape(crystal: Crystal, cutoff_ha: float, translations: np.ndarray | None = None) -> tuple[int, int, int]:
@@ -93,6 +94,11 @@ class Basis:
             raise InputError(
                 "FFT grid too coarse for the cutoff", key="dft.fft_grid", value=self.grid, allowed=f"at least {needed}"
             )
+
+    @property
+    def workers(self) -> int:
+        """k points to compute side by side: the threads of a CPU, one at a time on a GPU."""
+        return threads() if self.arrays.host else 1
 
     @property
     def size(self) -> int:

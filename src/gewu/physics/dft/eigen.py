@@ -89,7 +89,7 @@ def davidson(h: Hamiltonian, psi: Array, tolerance: np.ndarray, max_steps: int =
 
     Args:
         h: Hamiltonian with its potential set.
-        psi: (bands, npw) start vectors, linearly independent.
+        psi: (bands, npw) start vectors.
         tolerance: (bands,) residual norm below which a band is left alone, Ha.
         max_steps: expansions of the search space before giving up (the residuals returned tell).
     """
@@ -99,7 +99,11 @@ def davidson(h: Hamiltonian, psi: Array, tolerance: np.ndarray, max_steps: int =
     diagonal = h.kinetic + h.nonlocal_diagonal + h.potential.mean()
     every = np.arange(bands)
     space = SearchSpace(h, psi)
-    eps, u = space.ritz()
+    try:
+        eps, u = space.ritz()
+    except np.linalg.LinAlgError:  # dependent start vectors: QR replaces those by directions of its own
+        space = SearchSpace(h, h.xp.linalg.qr(psi.T)[0].T)
+        eps, u = space.ritz()
     active = every
     for _ in range(max_steps):
         x, r, size = _residuals(space, eps, u, active)

@@ -135,6 +135,9 @@ def _describe(setup: Setup, solver: ScfSolver, ctx: Context) -> None:
         f"{len(setup.mesh.k)} irreducible k points, {solver.bands} bands, cutoff {basis.cutoff_ha:g} Ha, "
         f"up to {max(waves, default=0)} plane waves, FFT grid {basis.grid[0]} x {basis.grid[1]} x {basis.grid[2]}"
     )
+    ctx.log(
+        f"{type(basis.arrays).__name__} on {ctx.device}, {basis.workers} k points at a time on each of {ctx.ranks.size} ranks"
+    )
     for ion in setup.ions.values():
         ctx.log(f"{ion.symbol}: {ion.source}, {ion.valence:g} valence electrons")
     if len(setup.mesh_group.rotations) < len(group.rotations):

@@ -34,16 +34,18 @@ def mine(count: int, ranks: Ranks) -> list[int]:
     return list(range(ranks.rank, count, ranks.size))
 
 
-def on_threads(work: Callable[[int], T], items: list[int], done: Callable[[], None] = lambda: None) -> list[T]:
-    """Return [work(i) for i in items], computed on threads; `done` is called on this one after each, and may raise to stop."""
-    workers = min(threads(), len(items))
-    if workers <= 1:
+def on_threads(work: Callable[[int], T], items: list[int], workers: int, done: Callable[[], None] = lambda: None) -> list[T]:
+    """Return [work(i) for i in items], computed on `workers` threads.
+
+    `done` is called on the calling thread after each, and may raise to stop.
+    """
+    if min(workers, len(items)) <= 1:
         results = []
         for item in items:
             results.append(work(item))
             done()
         return results
-    pool = ThreadPoolExecutor(workers)
+    pool = ThreadPoolExecutor(min(workers, len(items)))
     try:
         futures = [pool.submit(work, item) for item in items]
         results = []
@@ -61,10 +63,12 @@ def in_order(by_rank: list[list[T]]) -> list[T]:
     return [by_rank[i % len(by_rank)][i // len(by_rank)] for i in range(total)]
 
 
-def for_each_k(work: Callable[[int], T], count: int, ranks: Ranks, done: Callable[[], None] = lambda: None) -> list[T]:
+def for_each_k(
+    work: Callable[[int], T], count: int, ranks: Ranks, workers: int, done: Callable[[], None] = lambda: None
+) -> list[T]:
     """Return [work(i) for i in range(count)] on every rank, computed by all; every rank calls `done` equally often."""
     own = mine(count, ranks)
-    results = on_threads(work, own, done)
+    results = on_threads(work, own, workers, done)
     for _ in range(-(-count // ranks.size) - len(own)):
         done()
     return in_order(ranks.allgather(results))

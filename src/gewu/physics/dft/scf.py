@@ -40,6 +40,7 @@ from gewu.physics.dft.symmetry import IDENTITY, KMesh, SpaceGroup, Symmetriser
 DENSITY_UNIT = 2.0**-52
 FIRST_TOLERANCE = 1e-3  # band residual, Ha^2, of the first iteration
 OCCUPIED = 1e-4  # electrons from which a band's residual counts
+NOISE = 1.0  # first bands whose error may exceed the density's by this factor are solved again before mixing
 SHARE = 0.02  # bands are converged to this share of the density error per electron
 
 
@@ -158,7 +159,7 @@ class ScfSolver:
         self.mixer = AndersonMixer(basis, metal=options.smearing != "none")
         self.mine = mine(len(mesh.k), self.ctx.ranks)
         with blas_threads(len(mesh.k)):
-            self.hamiltonians = on_threads(lambda i: Hamiltonian(basis, basis.sphere(mesh.k[i]), ions), self.mine)
+            self.hamiltonians = on_threads(lambda i: Hamiltonian(basis, basis.sphere(mesh.k[i]), ions), self.mine, basis.workers)
         for h in self.hamiltonians[:1]:
             basis.arrays.prepare(basis.grid, h.sphere.box)
         short = [h.npw for h in self.hamiltonians if h.npw < self.bands]
@@ -188,6 +189,11 @@ class ScfSolver:
             harris = self._harris(eps, occupations, cycle.rho_in, v, by_density)
             self._require_finite(harris, len(cycle.history) + 1)
             error = self.mixer.norm(rho_out - cycle.rho_in)
+            if not cycle.history and cycle.tolerance * self.electrons > NOISE * error:
+                cycle.tolerance = (
+                    max(SHARE * error, self.options.tolerance_ha) / self.electrons
+                )  # this error is mostly that of the bands: mix nothing from it
+                continue
             worst = float(residual[occupations.f > OCCUPIED].max())
             cycle.history.append((harris, error, worst))
             self.ctx.progress(len(cycle.history), None, energy_ha=harris, density_error_ha=error, band_residual_ha=worst)
@@ -254,7 +260,7 @@ class ScfSolver:
             cycle.psi[at] = pairs.psi
             return pairs.eps, pairs.residual, pairs.applied
 
-        gathered = in_order(self.ctx.ranks.allgather(on_threads(solve, list(range(len(self.mine))))))
+        gathered = in_order(self.ctx.ranks.allgather(on_threads(solve, list(range(len(self.mine))), self.basis.workers)))
         cycle.applied += sum(applied for _, _, applied in gathered)
         return np.array([e for e, _, _ in gathered]), np.array([r for _, r, _ in gathered])
 
@@ -279,7 +285,7 @@ class ScfSolver:
             with lock:
                 xp.add(total, whole, out=total)
 
-        on_threads(add, list(range(len(self.mine))))
+        on_threads(add, list(range(len(self.mine))), self.basis.workers)
         summed = self.ctx.ranks.allreduce(arrays.get(total)) * DENSITY_UNIT
         return self.symmetrise(arrays.get(self.basis.to_sphere(arrays.put(summed))))
 

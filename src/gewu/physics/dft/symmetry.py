@@ -16,7 +16,6 @@ import spglib
 from gewu.core.errors import InputError
 from gewu.formats.elements import ATOMIC_NUMBER
 from gewu.formats.symmetry import quiet_spglib
-from gewu.formats.symmetry import quiet_spglib
 from gewu.physics.dft.basis import Basis
 from gewu.physics.dft.crystal import Crystal
 
@@ -56,7 +55,6 @@ def space_group(crystal: Crystal) -> SpaceGroup:
     """Return the operations that leave the crystal unchanged within 1e-5 bohr."""
     numbers = [ATOMIC_NUMBER[s] for s in crystal.symbols]
     with quiet_spglib():
-        with quiet_spglib():
         data = spglib.get_symmetry_dataset((crystal.lattice, crystal.frac, numbers), symprec=TOLERANCE_BOHR)
     if data is None:
         return IDENTITY
@@ -130,6 +128,8 @@ class Symmetriser:
             better = target < best
             best[better], flip[better] = target[better], flipped[better]
             phase[better] = np.exp(-2j * np.pi * (g[better] @ translation))
+        lost = best < 0  # on the cutoff, the last digits of a lattice can leave part of a star outside: such a star is left out
+        best[lost], phase[lost] = 0, 0.0
         representatives, self.member = np.unique(best, return_inverse=True)
         self.member_phase, self.member_flip = phase, flip
         gr = g[representatives]
@@ -154,7 +154,6 @@ def primitive(crystal: Crystal) -> Crystal:
     """Return the primitive cell of the crystal (unchanged when it is primitive already)."""
     numbers = [ATOMIC_NUMBER[s] for s in crystal.symbols]
     with quiet_spglib():
-        with quiet_spglib():
         found = spglib.find_primitive((crystal.lattice, crystal.frac, numbers), symprec=TOLERANCE_BOHR)
     if found is None or len(found[2]) == len(crystal):
         return crystal
