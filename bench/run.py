@@ -1,0 +1,103 @@
+"""Run one benchmark and record it: `python -m bench.run dft` writes `bench/dft/latest.json`.
+
+A topic is a module `bench.<topic>.bench` with `run(options) -> list[dict]`, one entry a case with the keys `case, peer, ratio,
+ours, theirs, unit, accuracy, repeats, spread, versions`. The machine and the commit are added here. `ratio` > 1 means
+that gewu is faster. `spread` is the larger of both programs' (slowest - fastest) / median. No entry means skipped: nothing
+is written, so figures of an earlier run stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+KEYS = ("case", "peer", "ratio", "ours", "theirs", "unit", "accuracy", "repeats", "spread", "machine", "versions", "commit")
+
+
+def machine() -> str:
+    """Return what the figures depend on: processor, cores that may be used, memory, system. No host name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    wide = "AVX-512" if any("avx512f" in line for line in lines) else "AVX2" if any("avx2" in line for line in lines) else ""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return ", ".join(filter(None, [f"{len(os.sched_getaffinity(0))} × {model}", wide, f"{memory:.0f} GiB", platform.system()]))
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the versions of Python and of the installed `packages`."""
+    found = {name: metadata.version(name) for name in packages if _installed(name)}
+    return {"python": platform.python_version(), **found}
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def commit() -> str:
+    """Return the commit of this checkout, with `+` when the package differs from it; `unknown` outside a repository."""
+    head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if head.returncode != 0:
+        return "unknown"
+    status = ["git", "status", "--porcelain", "--", "src", "pyproject.toml"]
+    changed = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    return head.stdout.strip() + ("+" if changed else "")
+
+
+def compare(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """Return `ratio`, medians, `repeats` and `spread` of two lists of times measured in turn.
+
+    >>> compare([1.0, 2.0, 1.5], [3.0, 3.0, 3.0])["ratio"]
+    2.0
+    """
+    mid_ours, mid_theirs = statistics.median(ours), statistics.median(theirs)
+    spread = max((max(times) - min(times)) / statistics.median(times) for times in (ours, theirs))
+    return {
+        "ratio": round(mid_theirs / mid_ours, 3),
+        "ours": round(mid_ours, 4),
+        "theirs": round(mid_theirs, 4),
+        "unit": "s",
+        "repeats": len(ours),
+        "spread": round(spread, 3),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the topic named on the command line and write its `latest.json`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.run", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("topic", help="folder under bench/")
+    parser.add_argument("--case", action="append", default=[], help="only this case (may be repeated); prints, records nothing")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--pseudo", type=Path, default=Path("pseudo"), help="dft: folder with the SG15 UPF files, El.upf each")
+    options = parser.parse_args(arguments)
+    if not (ROOT / "bench" / options.topic / "bench.py").is_file():
+        parser.error(f"bench/{options.topic}/bench.py does not exist")
+    entries = importlib.import_module(f"bench.{options.topic}.bench").run(options)
+    shared = {"machine": machine(), "commit": commit()}
+    records = [{key: {**entry, **shared}[key] for key in KEYS} for entry in entries]
+    print(json.dumps(records, indent=1, ensure_ascii=False))
+    if records and not options.case:
+        path = ROOT / "bench" / options.topic / "latest.json"
+        path.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+        print(f"wrote {path.relative_to(ROOT)}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,85 @@
+"""Write the measured tables of docs/performance.md and README.md from `bench/*/latest.json`.
+
+A table stands between `<!-- bench:TOPIC begin -->` and `<!-- bench:TOPIC end -->`; everything else in the page is left alone.
+`--check` writes nothing and fails when a table is not what the recorded figures give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("docs/performance.md", "README.md")
+
+
+def table(topic: str, records: list[dict[str, Any]]) -> str:
+    """Return the Markdown table of one topic, with the machine and versions that the figures belong to."""
+    if not records:
+        return f"No figures are recorded yet: `make bench TOPIC={topic}` writes them."
+    accuracy = list(dict.fromkeys(name for record in records for name in record["accuracy"]))
+    titles = ["case", "peer", "time peer / gewu", "gewu", "peer", "spread", *(name.replace("_", " ") for name in accuracy)]
+    rows = [titles, ["---"] * len(titles)]
+    for r in records:
+        times = [
+            f"{r['ratio']:.2f}",
+            f"{r['ours']:.3g} {r['unit']}",
+            f"{r['theirs']:.3g} {r['unit']}",
+            f"{100 * r['spread']:.0f} %",
+        ]
+        rows.append([r["case"], r["peer"], *times, *(_number(r["accuracy"].get(name)) for name in accuracy)])
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    sets = list(dict.fromkeys((r["machine"], json.dumps(r["versions"]), r["commit"], r["repeats"]) for r in records))
+    for machine, versions, commit, repeats in sets:
+        named = ", ".join(f"{name} {value}" for name, value in json.loads(versions).items())
+        lines += ["", f"Measured on {machine}; {named}; commit {commit}; median of {repeats}."]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def filled(page: str, root: Path = ROOT) -> str:
+    """Return the text of `page` with every table between markers made anew.
+
+    Raises:
+        ValueError: a begin marker has no end marker.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        topic = match.group(1)
+        path = root / "bench" / topic / "latest.json"
+        records = json.loads(path.read_text()) if path.exists() else []
+        return f"<!-- bench:{topic} begin -->\n{table(topic, records)}\n<!-- bench:{topic} end -->"
+
+    begins = page.count("<!-- bench:") // 2
+    new, count = re.subn(r"<!-- bench:(\w+) begin -->.*?<!-- bench:\1 end -->", replace, page, flags=re.DOTALL)
+    if count != begins or page.count("<!-- bench:") % 2:
+        raise ValueError("a bench marker is not closed")
+    return new
+
+
+def main() -> int:
+    """Rewrite the pages, or compare them with what would be written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="fail when a page is stale")
+    check, stale = parser.parse_args().check, []
+    for name in PAGES:
+        path = ROOT / name
+        text = path.read_text()
+        new = filled(text)
+        if new != text:
+            stale.append(name)
+            if not check:
+                path.write_text(new)
+    if check and stale:
+        print(f"stale tables in {', '.join(stale)}: run python tools/make_performance.py")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
