@@ -33,6 +33,8 @@ class Arrays:
         threads: threads the transforms may use (host only).
     """
 
+    name = "CuPy"
+
     def __init__(self, xp: ModuleType, fft: ModuleType, *, host: bool, threads: int = 1) -> None:
         self.xp, self._fft, self.host = xp, fft, host
         self._options: dict[str, Any] = {"norm": "forward"} | ({"workers": threads} if host else {})

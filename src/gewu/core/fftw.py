@@ -35,6 +35,8 @@ class FftwArrays(Arrays):
         threads: threads that one transform may use.
     """
 
+    name = "NumPy, FFTW"
+
     def __init__(self, threads: int = 1) -> None:
         super().__init__(np, scipy.fft, host=True, threads=threads)
         self._threads = threads

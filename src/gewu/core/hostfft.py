@@ -33,6 +33,8 @@ class ScipyArrays(Arrays):
         threads: threads that one transform may use.
     """
 
+    name = "NumPy, SciPy's FFT"
+
     def __init__(self, threads: int = 1) -> None:
         super().__init__(np, scipy.fft, host=True, threads=threads)
         self._local = threading.local()

@@ -23,6 +23,7 @@ Order to read in:
 from __future__ import annotations
 
 from gewu.formats.gth import builtin_gth as builtin_gth
+from gewu.formats.gth import gth_variants as gth_variants
 from gewu.formats.gth import read_gth as read_gth
 from gewu.formats.pseudopotential import Channel as Channel
 from gewu.formats.pseudopotential import GthPseudo as GthPseudo

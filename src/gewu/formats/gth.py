@@ -175,6 +175,21 @@ def _table() -> dict[tuple[str, str], list[GthPseudo]]:
     return table
 
 
+def gth_variants(element: str, functional: str) -> list[GthPseudo]:
+    """Return all GTH pseudopotentials of an element in the table that comes with gewu, the recommended one first.
+
+    Raises:
+        InputError: no table for the functional, or none of its entries is for the element.
+    """
+    family = _FAMILY.get(functional.lower())
+    if family is None:
+        raise InputError("no GTH table for this functional", key="functional", value=functional, allowed=", ".join(_FAMILY))
+    entries = _table().get((family, element))
+    if not entries:
+        raise InputError("no GTH pseudopotential for this element", key="element", value=element, allowed="H to Rn")
+    return list(entries)
+
+
 def builtin_gth(element: str, functional: str, valence: int | None = None) -> GthPseudo:
     """Return a GTH pseudopotential of the table that comes with gewu (H to Rn, PBE and LDA).
 
@@ -193,12 +208,7 @@ def builtin_gth(element: str, functional: str, valence: int | None = None) -> Gt
         >>> builtin_gth("Si", "pbe").name
         'GTH-PBE-q4'
     """
-    family = _FAMILY.get(functional.lower())
-    if family is None:
-        raise InputError("no GTH table for this functional", key="functional", value=functional, allowed=", ".join(_FAMILY))
-    entries = _table().get((family, element))
-    if not entries:
-        raise InputError("no GTH pseudopotential for this element", key="element", value=element, allowed="H to Rn")
+    entries = gth_variants(element, functional)
     for entry in entries:
         if valence is None or entry.z_valence == valence:
             return entry

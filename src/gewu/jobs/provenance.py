@@ -15,7 +15,7 @@ from gewu.core import machine
 from gewu.core.ranks import Ranks
 from gewu.jobs.job import Job
 
-PACKAGES = ("numpy", "scipy", "numba", "jax", "h5py", "h5netcdf", "spglib", "matplotlib")
+PACKAGES = ("numpy", "scipy", "numba", "jax", "h5py", "h5netcdf", "spglib", "seekpath", "matplotlib", "pyfftw", "cupy", "mpi4py")
 
 
 def opening_manifest(job: Job, directory: Path, ranks: Ranks, threads: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ numbers and arrays.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,14 +21,14 @@ from gewu.core.figure import Figure
 from gewu.core.machine import one_blas_thread
 from gewu.core.schema import field
 from gewu.core.units import HARTREE_EV
-from gewu.formats import builtin_gth, read_structure
+from gewu.formats import read_structure
 from gewu.formats.cube import cube_bytes
 from gewu.formats.extxyz import extxyz_bytes
 from gewu.physics.dft import figures as pictures
 from gewu.physics.dft.bands import Gap, Stopped, band_energies, density_of_states, gap
 from gewu.physics.dft.crystal import Crystal
 from gewu.physics.dft.occupation import SMEARINGS
-from gewu.physics.dft.prepare import Setup, auto_mesh, prepare
+from gewu.physics.dft.prepare import Setup, auto_mesh, automatic_cutoff, easy_gth, prepare
 from gewu.physics.dft.references import REFERENCES as REFERENCES
 from gewu.physics.dft.scf import GroundState, ScfSolver
 from gewu.physics.dft.symmetry import primitive, reduce_mesh
@@ -38,6 +39,8 @@ SUMMARY = "Plane-wave density-functional theory: energy, bands, density of state
 _METALS = """Li Na K Rb Cs Be Mg Ca Sr Ba Sc Y Lu Ti Zr Hf V Nb Ta Cr Mo W Mn Tc Re Fe Ru Os Co Rh Ir Ni Pd Pt Cu Ag Au Zn Cd Hg
     Al Ga In Tl Sn Pb Bi"""
 METALS = frozenset(_METALS.split())
+
+MAX_KPOINTS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Config:
         meaning="Pseudopotentials: gth (shipped table), gth-q4 (one valence), a UPF or psp8 file, or a table by element",
     )
     cutoff_ha: float = field(
-        0.0, unit="Ha", minimum=0.0, meaning="Largest kinetic energy of a plane wave; 0 follows the GTH table"
+        0.0, unit="Ha", minimum=0.0, maximum=1e6, meaning="Largest kinetic energy of a plane wave; 0 follows the GTH table"
     )
     kpoints: tuple[int, int, int] = field(
         (0, 0, 0), minimum=0, meaning="k points along each reciprocal vector; 0 0 0 is automatic"
@@ -83,11 +86,13 @@ class Config:
     seed: int = field(0, minimum=0, meaning="Seed of the noise in the start vectors", expert=True)
 
     def check(self) -> None:
-        """Refuse k meshes and grids that are only partly automatic, and pseudopotential files without a cutoff."""
+        """Refuse k meshes and grids that are only partly automatic, and k meshes so large that counting them takes all memory."""
         for key in ("kpoints", "dos_kpoints", "fft_grid"):
             value = getattr(self, key)
             if min(value) == 0 < max(value):
                 raise InputError("is 0 along one axis only", key=key, value=value, allowed="three numbers above 0, or 0 0 0")
+            if key != "fft_grid" and math.prod(value) > MAX_KPOINTS:
+                raise InputError("too many k points", key=key, value=value, allowed=f"at most {MAX_KPOINTS} in all")
 
 
 def run(config: Config, ctx: Context) -> None:
@@ -135,9 +140,7 @@ def _describe(setup: Setup, solver: ScfSolver, ctx: Context) -> None:
         f"{len(setup.mesh.k)} irreducible k points, {solver.bands} bands, cutoff {basis.cutoff_ha:g} Ha, "
         f"up to {max(waves, default=0)} plane waves, FFT grid {basis.grid[0]} x {basis.grid[1]} x {basis.grid[2]}"
     )
-    ctx.log(
-        f"{type(basis.arrays).__name__} on {ctx.device}, {basis.workers} k points at a time on each of {ctx.ranks.size} ranks"
-    )
+    ctx.log(f"arrays: {basis.arrays.name}; {basis.workers} k points at a time on each of {ctx.ranks.size} ranks")
     for ion in setup.ions.values():
         ctx.log(f"{ion.symbol}: {ion.source}, {ion.valence:g} valence electrons")
     if len(setup.mesh_group.rotations) < len(group.rotations):
@@ -226,10 +229,18 @@ def recognise(path: Path) -> dict[str, Any] | None:
     name = path.name.lower()
     if path.suffix.lower() not in (".cif", ".vasp", ".poscar", ".xyz", ".extxyz") and not name.startswith(("poscar", "contcar")):
         return None
-    setup_crystal = primitive(Crystal.from_structure(read_structure(path)))
-    valence = sum(builtin_gth(s, "pbe").z_valence for s in setup_crystal.symbols)
-    table: dict[str, Any] = {"structure": str(path), "cell": "primitive", "kpoints": auto_mesh(setup_crystal)}
-    if valence % 2 or METALS.issuperset(setup_crystal.symbols):
+    crystal = primitive(Crystal.from_structure(read_structure(path)))
+    pseudos = {symbol: easy_gth(symbol) for symbol in crystal.species}
+    mesh = auto_mesh(crystal)
+    table: dict[str, Any] = {
+        "structure": str(path),
+        "cell": "primitive",
+        "pseudo": {symbol: f"gth-q{pseudo.z_valence}" for symbol, pseudo in pseudos.items()},
+        "cutoff_ha": automatic_cutoff(pseudos),
+        "kpoints": mesh,
+        "dos_kpoints": tuple(2 * n for n in mesh),
+    }
+    if sum(pseudos[s].z_valence for s in crystal.symbols) % 2 or METALS.issuperset(crystal.symbols):
         table |= {"smearing": "marzari-vanderbilt", "smearing_width_ha": 0.005}
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from gewu.core.arrays import arrays
 from gewu.core.context import Context
 from gewu.core.errors import InputError
 from gewu.core.machine import require_memory
-from gewu.formats import GthPseudo, RadialPseudo, builtin_gth, read_pseudo, read_structure
+from gewu.formats import GthPseudo, RadialPseudo, builtin_gth, gth_variants, read_pseudo, read_structure
 from gewu.physics.dft.bands import KPath, standard_path
 from gewu.physics.dft.basis import Basis, grid_shape
 from gewu.physics.dft.crystal import Crystal
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from gewu.physics.dft.engine import Config
 
 K_SPACING = 0.27  # 1/bohr between k points of an automatic mesh: 4 x 4 x 4 for the primitive cell of silicon
-GTH_REACH = 3.0  # automatic cutoff: q r = 3 for the shortest Gaussian of the pseudopotentials, about 1 mHa an atom
+GTH_REACH = 3.0  # automatic cutoff: q r = 3 for the shortest Gaussian; leaves 0.03 (Si) to 3 mHa (O) an atom in total energies
+EASY_CUTOFF_HA = 100.0  # a first calculation takes a variant with fewer electrons where the recommended one needs more than this
 
 
 class Setup(NamedTuple):
@@ -53,7 +55,7 @@ def prepare(config: Config, ctx: Context) -> Setup:
     if config.cell == "primitive":
         crystal = primitive(crystal)
     pseudos = {symbol: _pseudopotential(config, symbol, ctx) for symbol in crystal.species}
-    cutoff = config.cutoff_ha or _automatic_cutoff(pseudos)
+    cutoff = config.cutoff_ha or automatic_cutoff(pseudos)
     electrons = sum(float(pseudos[s].z_valence) for s in crystal.symbols)
     if config.smearing == "none":
         check_insulator(electrons)
@@ -91,6 +93,13 @@ def memory_estimate(
     fields = (30 + 4 * min(workers, k_points)) * float(np.prod([float(n) for n in grid]))
     density_sphere = 4 * waves * 60  # half of the 8 x larger sphere: index tables, mixing history
     return int(16 * (stored + search + density_sphere) + 8 * fields)
+
+
+def easy_gth(symbol: str) -> GthPseudo:
+    """Return the recommended PBE pseudopotential of an element, or a softer one where that needs a very high cutoff."""
+    variants = gth_variants(symbol, "pbe")
+    cutoffs = [automatic_cutoff({symbol: variant}) for variant in variants]
+    return variants[0] if cutoffs[0] <= EASY_CUTOFF_HA else variants[cutoffs.index(min(cutoffs))]
 
 
 def auto_mesh(crystal: Crystal) -> tuple[int, int, int]:
@@ -135,7 +144,12 @@ def _pseudopotential(config: Config, symbol: str, ctx: Context) -> RadialPseudo 
     return pseudo
 
 
-def _automatic_cutoff(pseudos: dict[str, RadialPseudo | GthPseudo]) -> float:
+def automatic_cutoff(pseudos: Mapping[str, RadialPseudo | GthPseudo]) -> float:
+    """Return the cutoff at which the shortest Gaussian of GTH pseudopotentials has decayed to exp(-4.5), Ha.
+
+    Raises:
+        InputError: a tabulated pseudopotential, whose file names no cutoff.
+    """
     shortest = []
     for symbol, pseudo in pseudos.items():
         if not isinstance(pseudo, GthPseudo):
@@ -146,7 +160,7 @@ def _automatic_cutoff(pseudos: dict[str, RadialPseudo | GthPseudo]) -> float:
     return float(np.ceil(0.5 * (GTH_REACH / min(shortest)) ** 2))
 
 
-def _citations(config: Config, pseudos: dict[str, RadialPseudo | GthPseudo]) -> tuple[str, ...]:
+def _citations(config: Config, pseudos: Mapping[str, RadialPseudo | GthPseudo]) -> tuple[str, ...]:
     keys = ["perdew-wang-92", "davidson", "anderson", "monkhorst-pack", "spglib", "ewald"]
     keys += [] if config.functional == "lda" else ["pbesol"] if config.functional == "pbesol" else ["pbe"]
     if any(isinstance(p, GthPseudo) for p in pseudos.values()):
