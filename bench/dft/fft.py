@@ -1,6 +1,6 @@
 """Time the pruned transforms of wavefunctions, one thread: `python -m bench.dft.fft` prints the table of docs/decisions/0002.
 
-For each grid n^3 with a box of about n/2 (a sphere of wavefunctions inside the density's sphere), one band goes to the grid and back:
+For each grid n^3 with a box of about n/2 (a sphere of waves inside the density's sphere), one band goes to the grid and back:
 by SciPy without pruning, by SciPy's three pruned passes, and by FFTW's (planned ahead) when pyfftw is installed.
 """
 

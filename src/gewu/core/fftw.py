@@ -1,7 +1,8 @@
 """Pruned transforms of wavefunctions through FFTW, in place on one buffer per thread.
 
-FFTW chooses its algorithm by timing a few, so two processes can differ in the last bits: `plans` (FFTW's wisdom) goes into
-checkpoints, and a resumed run computes with the choice of the run it resumes.
+FFTW chooses its algorithm by timing a few, so two runs can differ in the last bits: the one promise that this path does not keep.
+Inside a run all ranks and threads make the same choice, and so does a run that is resumed: `plans` (FFTW's wisdom) goes from the
+root to the other ranks and into checkpoints.
 """
 
 from __future__ import annotations

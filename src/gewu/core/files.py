@@ -133,12 +133,13 @@ def read_capped(path: str | Path, limit_bytes: int) -> bytes:
         raise InputError(f"cannot be opened: {error.strerror}", file=path) from error
     except ValueError as error:  # a NUL or an unencodable character in the name
         raise InputError(f"is not a usable file name: {error}", value=str(path)) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise InputError("is not a regular file", file=path)
     with os.fdopen(descriptor, "rb") as stream:
         try:
-            data = stream.read(limit_bytes + 1)
+            data = stream.read(min(limit_bytes, status.st_size) + 1)  # not the limit: it would be allocated
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", file=path) from error
     if len(data) > limit_bytes:

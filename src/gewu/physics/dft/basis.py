@@ -90,7 +90,7 @@ class Basis:
     def __post_init__(self) -> None:
         needed = grid_shape(self.crystal, self.cutoff_ha)
         largest = 2 * np.sqrt(2 * self.cutoff_ha) * np.linalg.norm(self.crystal.lattice, axis=1) / np.pi
-        if any(n < int(m) for n, m in zip(self.grid, largest, strict=True)):
+        if any(n < 2 * int(m / 2) + 1 for n, m in zip(self.grid, largest, strict=True)):  # G and -G must be two points
             raise InputError(
                 "FFT grid too coarse for the cutoff", key="dft.fft_grid", value=self.grid, allowed=f"at least {needed}"
             )
@@ -118,7 +118,7 @@ class Basis:
         g2 = ((g @ self.crystal.reciprocal) ** 2).sum(-1)
         half = np.flatnonzero(g2 <= 8 * self.cutoff_ha * (1 + 1e-12))
         g = g[half]
-        weight = np.where((g[:, 2] == 0) | (2 * g[:, 2] == n3), 1.0, 2.0)
+        weight = np.where(g[:, 2] == 0, 1.0, 2.0)
         return half, g, g2[half], weight
 
     @property

@@ -160,8 +160,7 @@ class ScfSolver:
         self.mine = mine(len(mesh.k), self.ctx.ranks)
         with blas_threads(len(mesh.k)):
             self.hamiltonians = on_threads(lambda i: Hamiltonian(basis, basis.sphere(mesh.k[i]), ions), self.mine, basis.workers)
-        for h in self.hamiltonians[:1]:
-            basis.arrays.prepare(basis.grid, h.sphere.box)
+        self._prepare_transforms()
         short = [h.npw for h in self.hamiltonians if h.npw < self.bands]
         if short:
             raise InputError(
@@ -171,6 +170,14 @@ class ScfSolver:
                 allowed=f"at most {min(short)}",
                 hint="raise cutoff_ha",
             )
+
+    def _prepare_transforms(self) -> None:
+        """Plan the transforms on the root and let the other ranks choose the same algorithms."""
+        arrays, ranks, box = self.basis.arrays, self.ctx.ranks, self.basis.sphere(self.mesh.k[0]).box
+        if ranks.is_root:
+            arrays.prepare(self.basis.grid, box)
+        arrays.use_plans(ranks.bcast(arrays.plans()))
+        arrays.prepare(self.basis.grid, box)
 
     def run(self) -> GroundState | None:
         """Iterate to self-consistency, or to the last iteration allowed (see `GroundState.converged`); None when told to stop."""
@@ -183,6 +190,7 @@ class ScfSolver:
     def _iterate(self, cycle: _Cycle) -> GroundState | None:
         while True:
             v, by_density = self.local_potential(cycle.rho_in)
+            self._require_finite(float(v.sum()), len(cycle.history) + 1)
             eps, residual = self._diagonalise(cycle, v)
             occupations = occupy(eps, self.mesh.weight, self.electrons, self.options.smearing, self.options.width_ha)
             rho_out = self._density(cycle.psi, occupations.f)
@@ -316,8 +324,8 @@ class ScfSolver:
             "minus_ts": occupations.minus_ts,
         }
 
-    def _require_finite(self, energy: float, iteration: int) -> None:
-        if not np.isfinite(energy):
+    def _require_finite(self, value: float, iteration: int) -> None:
+        if not np.isfinite(value):
             raise ConvergenceError(
                 f"the energy is not finite in SCF iteration {iteration}", hint="check structure and pseudopotentials"
             )
