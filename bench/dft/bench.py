@@ -3,8 +3,8 @@
 Both programs get the same UPF file, cutoff, k-points and FFT grid, run alone on one thread in their own process, and take
 turns within the same minutes after one untimed run each (which fills file and compile caches). Times are pw.x's clock
 `electrons` and gewu's `time_scf_s`: the loop without start-up and set-up. Eigenvalues are compared at every k-point of the
-mesh (Gamma, X and L are among them) after their occupation-weighted means are aligned; the two highest bands are left out,
-since neither program converges the last empty bands tightly.
+mesh (Gamma, X and L are among them) after their occupation-weighted means are aligned; the three highest bands are left out:
+neither program converges the last empty bands tightly, and pw.x misses one member of a threefold level of aluminium there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bench.run import compare, versions
 
 WORK = Path(__file__).parent / "work"
 HARTREE_EV = pwx.HARTREE_EV
-LOOSE_BANDS = 2
+LOOSE_BANDS = 3
 
 
 @dataclass(frozen=True)

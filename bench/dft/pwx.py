@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.dft.systems import System
+from bench.dft.systems import CONV_THR_RY, System
 
 HARTREE_EV = 27.211386245988  # CODATA 2018
-CONV_THR_RY = 1e-10
 
 
 class PeerError(RuntimeError):
@@ -66,7 +65,7 @@ def blas_library() -> str:
         raise PeerError("pw.x is not installed")
     lines = subprocess.run(["ldd", path], env=environment(), capture_output=True, text=True, check=True).stdout.splitlines()
     found = [line.split("=>")[1].split()[0] for line in lines if "libblas.so" in line and "=>" in line]
-    return str(Path(found[0]).resolve().relative_to("/")) if found else "static"
+    return Path(found[0]).resolve().parent.name if found else "static"
 
 
 def write_input(system: System, pseudo_dir: Path, outdir: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 BOHR_ANGSTROM = 0.529177210903  # CODATA 2018
+CONV_THR_RY = 1e-10  # self-consistency of both programs
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class System:
     def job_toml(self, structure: str, pseudo_dir: Path, fft_grid: tuple[int, int, int]) -> str:
         """Return the gewu job: pw.x's settings in hartree, one thread, the FFT grid that pw.x chose.
 
-        The grid is given because the exchange-correlation integral depends on it by some microrydberg.
+        Both programs measure self-consistency by the Coulomb energy of the density's residual, so `energy_tolerance_ha` is half
+        of pw.x's `conv_thr`. The grid is given because the exchange-correlation integral depends on it by some microrydberg.
         """
         pseudo = ", ".join(f"{e} = '{pseudo_dir / (e + '.upf')}'" for e in self.elements)
         smearing = "marzari-vanderbilt" if self.smearing_width_ry else "none"
@@ -69,6 +71,7 @@ class System:
             f'[job]\ntitle = "{self.name}"\nthreads = 1\n\n[dft]\nstructure = "{structure}"\nfunctional = "pbe"\n'
             f"pseudo = {{ {pseudo} }}\ncutoff_ha = {self.cutoff_ry / 2!r}\nkpoints = {list(self.kpoints)}\n"
             f'smearing = "{smearing}"\n{width}bands = {self.bands}\npath = "none"\nfft_grid = {list(fft_grid)}\n'
+            f"energy_tolerance_ha = {CONV_THR_RY / 2!r}\n"
         )
 
 

@@ -79,7 +79,7 @@ class Config:
         0.2, unit="eV", exclusive_minimum=0.0, meaning="Gaussian width of the density of states", expert=True
     )
     energy_tolerance_ha: float = field(
-        1e-8, unit="Ha", minimum=1e-13, maximum=1e-3, meaning="Accuracy of the self-consistent energy"
+        1e-9, unit="Ha", minimum=1e-13, maximum=1e-3, meaning="Accuracy of the self-consistent energy"
     )
     max_iterations: int = field(60, minimum=1, meaning="Self-consistency iterations before giving up", expert=True)
     fft_grid: tuple[int, int, int] = field((0, 0, 0), minimum=0, meaning="FFT grid; 0 0 0 is the smallest exact one", expert=True)
