@@ -268,12 +268,24 @@ def test_the_last_line_of_a_loop_is_never_lost_and_each_loop_has_its_own_clock()
     talker = Talker(err=screen, clock=lambda: now)
     for step in range(1, 6):
         now += 0.125
-        talker({"event": "progress", "done": float(step), "total": None, "numbers": {}})
+        talker(progress(step))
+    talker({"event": "progress", "done": 1.0, "total": 2.0, "numbers": {}})
     now = 10.0
     for step in (1, 2):
         talker(progress(step))
     talker({"event": "log", "text": "a word"})
-    assert screen.getvalue().splitlines() == ["1  0 s", "5  0.5 s", "1/10  0 s", "2/10  0 s  ETA 0 s", "a word"]
+    lines = ["1/10  0 s", "5/10  0.5 s  ETA 0.625 s", "1/2  0 s", "1/10  0 s", "2/10  0 s  ETA 0 s", "a word"]
+    assert screen.getvalue().splitlines() == lines
+
+
+def test_of_an_iteration_without_known_end_the_first_hundred_steps_are_shown() -> None:
+    now, screen = 0.0, io.StringIO()
+    talker = Talker(err=screen, clock=lambda: now)
+    for step in range(1, 151):
+        now = step / 128
+        talker({"event": "progress", "done": float(step), "total": None, "numbers": {}})
+    # after 100 steps a line a second follows the last one shown, which here no later step is old enough for
+    assert [line.split()[0] for line in screen.getvalue().splitlines()] == [str(step) for step in range(1, 101)]
 
 
 def test_the_line_tells_elapsed_and_remaining_time() -> None:

@@ -13,6 +13,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -272,10 +273,15 @@ class _Run:
             pass  # the first error is the one to tell; the manifest still says "running", so the run can be resumed
         return outcome
 
+    def _end_all(self, outcome: Outcome) -> None:
+        text = f"gewu: rank {self.ranks.rank}: {outcome.reason}; the other ranks do not answer, all are ended"
+        print(text, file=sys.stderr, flush=True)
+        self.control.abort(outcome.exit_code)
+
     def _meet(self, outcome: Outcome) -> Outcome:
         """Wait for the other ranks to fail as well; when one does not, because it never will, end them all."""
         if self.ranks.size > 1:
-            watch = threading.Timer(GRACE_S, self.control.abort, [outcome.exit_code])
+            watch = threading.Timer(GRACE_S, self._end_all, [outcome])
             watch.daemon = True
             watch.start()
             self.control.barrier()

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 Event = Mapping[str, Any]
 TTY_INTERVAL_S = 0.1
 PLAIN_INTERVAL_S = 1.0
+SHOWN_STEPS = 100  # an iteration to convergence is worth a line a step; this many at most
 
 
 def to_json(event: Event) -> str:
@@ -64,7 +65,8 @@ class Paced:
 
 
 class Pace:
-    """Let progress pass once an interval, but of every loop of an engine the first and the last always.
+    """Let progress pass once an interval, but of every loop of an engine the first and the last always, and of an iteration
+    whose end is not known (`total` None) the first hundred steps.
 
     A loop begins when `total` changes or `done` falls back. What came too soon is held, and passed before the next other event.
     """
@@ -88,7 +90,8 @@ class Pace:
         if begins:
             self._total, self._first_done, self._start = total, done, now
         paced = Paced(event, now - self._start, self._first_done)
-        if begins or now - self._last >= self._interval_s or (total is not None and done >= total):
+        always = done <= SHOWN_STEPS if total is None else done >= total
+        if begins or always or now - self._last >= self._interval_s:
             self._last, self._held = now, None
             return [*(held if begins else []), paced]
         self._held = paced
