@@ -12,7 +12,6 @@ from gewu.core.files import TEMPORARY_SUFFIX
 from gewu.jobs.result import Result
 from tests.jobtools import block, blows, finish, ising_job
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SWEEPS = 40
 CALLS_OF_A_SWEEP = 12  # of os.open, write, fsync, replace: two atomic files and an event or two
 
@@ -68,41 +67,6 @@ def test_killed_while_the_result_is_written_it_is_absent_or_complete(folder: Pat
             assert finish(folder, "run", "magnet.toml", "--out", left.name)[0] == 0
             assert_tidy(left)
         assert_same(folder / "whole", left)
-
-
-SILICON = """
-[job]
-checkpoint_interval_s = 0.0
-threads = 1
-
-[dft]
-structure = "silicon.cif"
-cell = "primitive"
-cutoff_ha = 5.0
-kpoints = [2, 2, 2]
-path = "none"
-"""
-
-
-def test_a_dft_run_killed_in_the_middle_ends_with_the_same_energy(folder: Path) -> None:
-    (folder / "silicon.cif").write_bytes((EXAMPLES / "silicon.cif").read_bytes())
-    (folder / "silicon.toml").write_text(SILICON)
-    code, _, err = finish(folder, "run", "silicon.toml", "--out", "whole")
-    assert code == 0
-    calls = int(err.split()[-1])
-    resumed = 0
-    for strike, number in blows(seed=7, count=4, lowest=calls // 4, highest=calls // 2):
-        code, out, _ = finish(folder, "run", "silicon.toml", "--out", "killed", "--json", strike=strike, number=number)
-        assert code == -9, (strike, number)
-        resumed += '"resume"' in out
-    assert resumed >= 1
-    assert finish(folder, "run", "silicon.toml", "--out", "killed")[0] == 0
-    whole, killed = (Result.load(folder / name) for name in ("whole", "killed"))
-    for name, number in whole.numbers.items():
-        if not name.startswith("time_"):
-            assert killed.numbers[name] == number, name
-    for name in whole.arrays:
-        assert whole.arrays[name].tobytes() == killed.arrays[name].tobytes(), name
 
 
 @pytest.mark.parametrize("signal", ["SIGTERM", "SIGUSR1", "SIGINT"])
