@@ -69,7 +69,7 @@ def blas_library() -> str:
 
 
 def write_input(system: System, pseudo_dir: Path, outdir: Path) -> str:
-    """Return the pw.x input of `system`: explicit cell, automatic k-points without shift, tight convergence."""
+    """Return the pw.x input of `system`: explicit cell, tight convergence, no k shift (a mesh of one: real orbitals)."""
     smearing = ""
     if system.smearing_width_ry:
         smearing = f"  occupations='smearing', smearing='marzari-vanderbilt', degauss={system.smearing_width_ry}\n"
@@ -84,7 +84,11 @@ def write_input(system: System, pseudo_dir: Path, outdir: Path) -> str:
         f"&system\n  ibrav=0, nat={len(system.symbols)}, ntyp={len(system.elements)}, ecutwfc={system.cutoff_ry}, "
         f"nbnd={system.bands}\n{smearing}/\n&electrons\n  conv_thr={CONV_THR_RY:.0e}\n/\n"
         f"ATOMIC_SPECIES\n{species}\nCELL_PARAMETERS bohr\n{cell}\nATOMIC_POSITIONS crystal\n{atoms}\n"
-        f"K_POINTS automatic\n{' '.join(map(str, system.kpoints))} 0 0 0\n"
+        + (
+            "K_POINTS gamma\n"
+            if max(system.kpoints) == 1
+            else f"K_POINTS automatic\n{' '.join(map(str, system.kpoints))} 0 0 0\n"
+        )
     )
 
 

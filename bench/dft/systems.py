@@ -82,6 +82,7 @@ def _fcc(a_bohr: float) -> np.ndarray:
 _PAIR = np.array([[0.0, 0.0, 0.0], [0.25, 0.25, 0.25]])
 _FACES = np.array([[0.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
 _DIAMOND8 = (_FACES[:, None, :] + _PAIR[None, :, :]).reshape(8, 3)
+_DIAMOND64 = ((_DIAMOND8[None, :, :] + np.stack(np.indices((2, 2, 2)), -1).reshape(8, 1, 3)) / 2).reshape(64, 3)
 _ROCK_SALT = np.array([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
 
 SYSTEMS = {
@@ -89,6 +90,7 @@ SYSTEMS = {
     for system in (
         System("si2-444", _fcc(10.26), ("Si",) * 2, _PAIR, (4, 4, 4), 30.0, 8, 4),
         System("si8-222", 10.26 * np.eye(3), ("Si",) * 8, _DIAMOND8, (2, 2, 2), 30.0, 20, 16),
+        System("si64-gamma", 20.52 * np.eye(3), ("Si",) * 64, _DIAMOND64, (1, 1, 1), 20.0, 128, 128),
         System("al-smearing", _fcc(7.652), ("Al",), np.zeros((1, 3)), (8, 8, 8), 30.0, 10, 0, 0.02),
         System("mgo", _fcc(7.96), ("Mg", "O"), _ROCK_SALT, (4, 4, 4), 70.0, 12, 8),
         System("gaas", _fcc(10.683), ("Ga", "As"), _PAIR, (4, 4, 4), 60.0, 13, 9),

@@ -10,12 +10,12 @@ Symbols: `psi` orbitals (bands, npw), `eps` energies, `f` electrons in a state (
 `k` fractional k point, `g` integer reciprocal vectors, `beta`, `d` projectors and their strengths, `_g` on the reciprocal half
 sphere.
 
-Read in this order: `crystal`, `pseudo` (form factors), `basis` (spheres and grids), `hamiltonian`, `xc`, `ewald`, `potential`,
-`eigen`, `occupation`, `mixing`, `symmetry`, `scf` (the cycle), `kparallel`, `bands`; `prepare` and `engine` connect them to a
-job.
+Read in this order: `crystal`, `pseudo` (form factors), `basis` (spheres and grids), `hamiltonian`, `gamma` (real orbitals),
+`xc`, `ewald`, `potential`, `eigen`, `occupation`, `mixing`, `symmetry`, `scf` (the cycle), `kparallel`, `bands`; `prepare` and
+`engine` connect them to a job.
 
-Limits: no spin polarisation, no spin-orbit coupling, no forces or stress, norm-conserving pseudopotentials only, no
-Gamma-point trick (real orbitals) yet; see `docs/tutorials/dft.md`.
+Limits: no spin polarisation, no spin-orbit coupling, no forces or stress, norm-conserving pseudopotentials only; see
+`docs/tutorials/dft.md`.
 """
 
 from gewu.physics.dft.basis import Basis as Basis

@@ -20,7 +20,7 @@ from gewu.formats.elements import ATOMIC_NUMBER
 from gewu.physics.dft.basis import Basis
 from gewu.physics.dft.crystal import Crystal
 from gewu.physics.dft.eigen import davidson, start_vectors
-from gewu.physics.dft.hamiltonian import Hamiltonian
+from gewu.physics.dft.gamma import hamiltonian_at
 from gewu.physics.dft.kparallel import blas_threads, for_each_k
 from gewu.physics.dft.pseudo import Ion
 
@@ -114,7 +114,7 @@ def band_energies(
     done = 0
 
     def solve(index: int) -> np.ndarray:
-        h = Hamiltonian(basis, basis.sphere(k[index]), ions)
+        h = hamiltonian_at(basis, k[index], ions)
         h.potential = v
         count = min(bands + UPPER_BANDS, h.npw)
         tolerance = np.where(np.arange(count) < bands, BAND_TOLERANCE, np.inf)

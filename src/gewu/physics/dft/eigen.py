@@ -48,8 +48,8 @@ class SearchSpace:
         xp, bands = h.xp, len(psi)
         self.h, self.bands = h, bands
         self.capacity = max(min(SPACE * bands, h.npw), bands)
-        self.v, self.hv = (xp.empty((self.capacity, h.npw), complex) for _ in range(2))
-        self.s_red, self.h_red = (xp.zeros((self.capacity, self.capacity), complex) for _ in range(2))
+        self.v, self.hv = (xp.empty((self.capacity, h.npw), h.dtype) for _ in range(2))
+        self.s_red, self.h_red = (xp.zeros((self.capacity, self.capacity), h.dtype) for _ in range(2))
         self.used = self.applied = 0
         self.add(psi)
 
@@ -116,7 +116,7 @@ def davidson(h: Hamiltonian, psi: Array, tolerance: np.ndarray, max_steps: int =
         active, r = active[unfinished], r[arrays.put(np.flatnonzero(unfinished))]
         if space.used + len(active) > space.capacity:
             space.collapse(u)
-            u = h.xp.eye(bands, dtype=complex)
+            u = h.xp.eye(bands, dtype=h.dtype)
         space.add(_precondition(h.xp, r, diagonal, arrays.put(eps[active])))
         try:
             eps, u = space.ritz()
@@ -125,7 +125,7 @@ def davidson(h: Hamiltonian, psi: Array, tolerance: np.ndarray, max_steps: int =
             if space.used == bands:
                 break  # nothing new can be told from rounding: the residuals returned are the best that can be had
             space.collapse(u)
-            u = h.xp.eye(bands, dtype=complex)
+            u = h.xp.eye(bands, dtype=h.dtype)
     x, _, size = _residuals(space, eps, u, every)
     return Eigenpairs(eps, x, size, space.applied)
 
@@ -137,41 +137,43 @@ def start_vectors(h: Hamiltonian, bands: int, seed: int, stream: int) -> Array:
     the same numbers on any number of ranks.
     """
     arrays, grid = h.basis.arrays, h.basis.grid
-    count = min(h.npw, max(START_WAVES, 3 * bands))
-    order = np.argsort(h.sphere.kinetic, kind="stable")[:count]
+    order = h.waves(min(h.npw, max(START_WAVES, 3 * bands)))
     g = h.sphere.g[order]
     v_g = np.fft.fftn(arrays.get(h.potential)) / h.basis.size
     matrix = v_g[tuple(np.moveaxis((g[:, None] - g[None]) % grid, -1, 0))]
-    beta = arrays.get(h.beta)[:, order]
+    beta = arrays.get(h.unpack(h.beta))[:, order]
     matrix += beta.T @ arrays.get(h.d) @ beta.conj() + np.diag(h.sphere.kinetic[order])
-    _, u = np.linalg.eigh(matrix)
     index = np.arange(bands * h.npw)
     noise = [uniform(seed, 2 * stream + part, index).reshape(bands, h.npw) - 0.5 for part in (0, 1)]
     psi = 0.02 * (noise[0] + 1j * noise[1]) / (1 + h.sphere.kinetic) ** 2
-    psi[:, order] += u[:, :bands].T
-    return arrays.put(psi)
+    psi[:, order] += h.eigenvectors(matrix)[:, :bands].T
+    return h.pack(arrays.put(psi))
 
 
 def _dense(h: Hamiltonian, bands: int) -> Eigenpairs:
     """Diagonalise H in the whole of a small basis."""
     xp, arrays = h.xp, h.basis.arrays
-    one = xp.eye(h.npw, dtype=complex)
+    one = xp.eye(h.npw, dtype=h.dtype)
     matrix = h.apply(one)  # row j is H e_j, so H_ij = matrix[j, i]
     eps, u = arrays.eigh(0.5 * (matrix.T + matrix.conj()), one, bands)
     psi = u.T
     r = h.apply(psi) - arrays.put(eps)[:, None] * psi
-    return Eigenpairs(eps, psi, arrays.get(xp.sqrt((r.real**2 + r.imag**2).sum(-1))), h.npw + bands)
+    return Eigenpairs(eps, psi, np.sqrt(arrays.get(_norm2(r))), h.npw + bands)
+
+
+def _norm2(r: Array) -> Array:
+    return (r.real**2 + r.imag**2 if r.dtype.kind == "c" else r * r).sum(-1)
 
 
 def _residuals(space: SearchSpace, eps: np.ndarray, u: Array, active: np.ndarray) -> tuple[Array, Array, np.ndarray]:
     arrays = space.h.basis.arrays
     x, hx = space.expand(u if len(active) == space.bands else u[:, arrays.put(active)])
     r = hx - arrays.put(eps[active])[:, None] * x
-    return x, r, np.sqrt(arrays.get((r.real**2 + r.imag**2).sum(-1)))
+    return x, r, np.sqrt(arrays.get(_norm2(r)))
 
 
 def _precondition(xp: ModuleType, r: Array, diagonal: Array, eps: Array) -> Array:
     """Divide by a smooth positive form of (diagonal - eps), which tends to it where it is large, and normalise."""
     x = 2 * (diagonal - eps[:, None])  # in Ry, the scale on which the form was tuned
     new = r / (1 + x + xp.sqrt(1 + (x - 1) ** 2))
-    return new / xp.sqrt((new.real**2 + new.imag**2).sum(-1))[:, None]
+    return new / xp.sqrt(_norm2(new))[:, None]

@@ -27,6 +27,8 @@ class Hamiltonian:
         ions: form factors by element.
     """
 
+    dtype = np.dtype(complex)
+
     def __init__(self, basis: Basis, sphere: Sphere, ions: Mapping[str, Ion]) -> None:
         put = basis.arrays.put
         self.basis, self.sphere, self.xp = basis, sphere, basis.arrays.xp
@@ -43,6 +45,23 @@ class Hamiltonian:
     def npw(self) -> int:
         """Number of plane waves."""
         return len(self.sphere.kinetic)
+
+    def pack(self, c: Array) -> Array:
+        """Return orbitals as this class keeps them, from complex coefficients (n, npw)."""
+        return c
+
+    def unpack(self, psi: Array) -> Array:
+        """Return the complex coefficients (n, npw) of orbitals: the inverse of `pack`."""
+        return psi
+
+    def waves(self, count: int) -> np.ndarray:
+        """Return the indices of the `count` longest waves."""
+        return np.argsort(self.sphere.kinetic, kind="stable")[:count]
+
+    def eigenvectors(self, matrix: np.ndarray) -> np.ndarray:
+        """Return eigenvectors (columns, by ascending energy) of H among some waves, given its matrix there."""
+        u: np.ndarray = np.linalg.eigh(matrix)[1]
+        return u
 
     def apply(self, psi: Array) -> Array:
         """Return H psi for a block of bands (n, npw)."""

@@ -29,7 +29,7 @@ from gewu.core.context import Context, QuietContext, State
 from gewu.core.errors import ConvergenceError, InputError
 from gewu.physics.dft.basis import Basis
 from gewu.physics.dft.eigen import davidson, start_vectors
-from gewu.physics.dft.hamiltonian import Hamiltonian
+from gewu.physics.dft.gamma import hamiltonian_at
 from gewu.physics.dft.kparallel import blas_threads, in_order, mine, on_threads
 from gewu.physics.dft.mixing import AndersonMixer
 from gewu.physics.dft.occupation import Occupations, check_insulator, occupy
@@ -159,7 +159,7 @@ class ScfSolver:
         self.mixer = AndersonMixer(basis, metal=options.smearing != "none")
         self.mine = mine(len(mesh.k), self.ctx.ranks)
         with blas_threads(len(mesh.k)):
-            self.hamiltonians = on_threads(lambda i: Hamiltonian(basis, basis.sphere(mesh.k[i]), ions), self.mine, basis.workers)
+            self.hamiltonians = on_threads(lambda i: hamiltonian_at(basis, mesh.k[i], ions), self.mine, basis.workers)
         self._prepare_transforms()
         short = [h.npw for h in self.hamiltonians if h.npw < self.bands]
         if short:
