@@ -1,4 +1,4 @@
-"""Equations of state against the all-electron average of the ACWF verification project (Bosoni et al., Nat. Rev. Phys. 6, 45, 2024).
+"""Equations of state against the all-electron average of the ACWF project (Bosoni et al., Nat. Rev. Phys. 6, 45, 2024).
 
 Nothing of gewu but the physics enters here: a wrong sign or factor anywhere in the energy would move the lattice constant.
 """
@@ -28,7 +28,7 @@ CASES = [
     ("Al", "FCC", "dojo_psp8/Al_pbe.psp8", 18.0, (16, 16, 16), np.zeros((1, 3)), {"smearing": "gaussian", "width_ha": 0.005}),
     ("C", "Diamond", "sg15_pbe/C.upf", 40.0, (6, 6, 6), DIAMOND, {}),
 ]
-VOLUME_SHARE, MODULUS_SHARE = 0.008, 0.03  # of what frozen-core potentials are known to leave, not of the solver
+VOLUME_SHARE, MODULUS_SHARE = 0.008, 0.03  # what frozen-core potentials are known to leave
 
 
 def birch_murnaghan(volume: np.ndarray, energy: np.ndarray) -> tuple[float, float]:
