@@ -8,7 +8,7 @@ import pytest
 from gewu.core.context import QuietContext
 from gewu.core.errors import InputError
 from gewu.physics.dft import Crystal
-from gewu.physics.dft.bands import band_energies, density_of_states, gap, standard_path
+from gewu.physics.dft.bands import band_energies, gap, standard_path
 from tests.dfttools import BCC, aluminium, hexagonal, low_symmetry, make_solver, silicon
 
 
@@ -105,26 +105,6 @@ def test_gap_of_known_bands() -> None:
     assert metal is not None and metal.fundamental == 0.0 and metal.direct == pytest.approx(0.2)
     odd = gap(eps, k, 3.0)
     assert odd is not None and (odd.fundamental, odd.direct) == (0.0, 0.0)
-
-
-def test_density_of_states_holds_the_electrons() -> None:
-    solver = make_solver(aluminium(), 6.0, (4, 4, 4), smearing="gaussian", width_ha=0.01)
-    ground = solver.run()
-    assert ground is not None
-    energies = np.linspace(-1.0, 4.0, 20001)
-    dos = density_of_states(ground.eps, solver.mesh.weight, energies, 0.005)
-    assert np.trapezoid(dos, energies) == pytest.approx(2 * ground.eps.shape[1], rel=1e-10)  # Gaussians on a fine mesh
-    # Gaussian smearing exp(-x^2) of width w is a density of states with standard deviation w/sqrt(2): filled to mu it holds N
-    smeared = density_of_states(ground.eps, solver.mesh.weight, energies, 0.01 / np.sqrt(2))
-    below = energies <= ground.occupations.mu
-    step = (energies[1] - energies[0]) * smeared.max()
-    assert np.trapezoid(smeared[below], energies[below]) == pytest.approx(3.0, abs=step)
-
-
-def test_density_of_states_of_one_level() -> None:
-    dos = density_of_states(np.array([[0.3], [0.5]]), np.array([0.25, 0.75]), np.array([0.3, 0.5]), 0.01)
-    peak = 2 / (0.01 * np.sqrt(2 * np.pi))
-    np.testing.assert_allclose(dos, [0.25 * peak, 0.75 * peak], rtol=1e-12)
 
 
 def test_a_path_can_be_had_without_symmetry() -> None:

@@ -1,8 +1,7 @@
-"""What follows from a converged potential: bands along a path, density of states, gaps.
+"""What follows from a converged potential: bands along a path or on a mesh, gaps.
 
 The potential is kept fixed and H is diagonalised at new k points. The path is SeeK-path's for the cell as given (Hinuma et al.,
-Comput. Mater. Sci. 128, 140, 2017). The density of states is a sum of Gaussians over a mesh: no interpolation, so features
-finer than the width or the mesh are not resolved.
+Comput. Mater. Sci. 128, 140, 2017).
 """
 
 from __future__ import annotations
@@ -129,12 +128,6 @@ def band_energies(
 
     with blas_threads(len(k)):
         return np.array(for_each_k(solve, len(k), ctx.ranks, basis.workers, report))
-
-
-def density_of_states(eps: np.ndarray, weight: np.ndarray, energies: np.ndarray, width_ha: float) -> np.ndarray:
-    """Return the density of states (n,), electrons per Ha and cell, at `energies` (n,); Gaussians of deviation `width_ha`."""
-    x = (energies[:, None, None] - eps) / width_ha
-    return 2 * np.einsum("ekb,k->e", np.exp(-0.5 * x * x), weight) / (width_ha * np.sqrt(2 * np.pi))
 
 
 class Gap(NamedTuple):

@@ -25,13 +25,14 @@ from gewu.formats import read_structure
 from gewu.formats.cube import cube_bytes
 from gewu.formats.extxyz import extxyz_bytes
 from gewu.physics.dft import figures as pictures
-from gewu.physics.dft.bands import Gap, Stopped, band_energies, density_of_states, gap
+from gewu.physics.dft.bands import Gap, KPath, Stopped, band_energies, gap
 from gewu.physics.dft.crystal import Crystal
+from gewu.physics.dft.dos import density_of_states
 from gewu.physics.dft.occupation import SMEARINGS
 from gewu.physics.dft.prepare import Setup, auto_mesh, automatic_cutoff, easy_gth, prepare
 from gewu.physics.dft.references import REFERENCES as REFERENCES
 from gewu.physics.dft.scf import GroundState, ScfSolver
-from gewu.physics.dft.symmetry import primitive, reduce_mesh
+from gewu.physics.dft.symmetry import KMesh, primitive, reduce_mesh
 from gewu.physics.dft.xc import FUNCTIONALS
 
 SUMMARY = "Plane-wave density-functional theory: energy, bands, density of states and gap of a crystal"
@@ -76,7 +77,7 @@ class Config:
         (0, 0, 0), minimum=0, meaning="k mesh of the density of states; 0 0 0 takes kpoints"
     )
     dos_width_ev: float = field(
-        0.2, unit="eV", exclusive_minimum=0.0, meaning="Gaussian width of the density of states", expert=True
+        0.05, unit="eV", minimum=0.005, maximum=10.0, meaning="Gaussian smoothing of the density of states", expert=True
     )
     energy_tolerance_ha: float = field(
         1e-9, unit="Ha", minimum=1e-13, maximum=1e-3, meaning="Accuracy of the self-consistent energy"
@@ -173,38 +174,51 @@ def _save_ground_state(setup: Setup, solver: ScfSolver, ground: GroundState, ctx
 
 def _save_terms(ground: GroundState, ctx: Context) -> None:
     for name, value in ground.energies.items():
-        ctx.number(f"energy_{name}_ha", value, "Ha", converged=ground.converged)
+        ctx.number(f"energy_{name}_ha", value, "Ha", converged=ground.converged or name == "ewald")
 
 
 def _bands_and_dos(config: Config, setup: Setup, solver: ScfSolver, ground: GroundState, ctx: Context) -> None:
-    basis, ions, bands = setup.basis, setup.ions, solver.bands
     v = solver.local_potential(ground.rho_in)[0]
-    eps, k = ground.eps, setup.mesh.k
+    known = [(setup.mesh.k, ground.eps)]
+
+    def energies_at(k: np.ndarray) -> np.ndarray:
+        eps = band_energies(setup.basis, setup.ions, v, k, solver.bands, ctx, config.seed)
+        known.append((k, eps))
+        return eps
+
     mesh, mesh_eps = setup.mesh, ground.eps
     if max(config.dos_kpoints) > 0:
         ctx.log(f"density of states on a {'x'.join(map(str, config.dos_kpoints))} mesh")
         mesh = reduce_mesh(config.dos_kpoints, (0.0, 0.0, 0.0), setup.group)[0]
-        mesh_eps = band_energies(basis, ions, v, mesh.k, bands, ctx, config.seed)
-        eps, k = np.concatenate([eps, mesh_eps]), np.concatenate([k, mesh.k])
-    if config.path != "none":
-        path = setup.path
-        ctx.log(f"bands at {len(path.k)} k points along {' '.join(path.labels)}")
-        on_path = band_energies(basis, ions, v, path.k, bands, ctx, config.seed)
-        eps, k = np.concatenate([eps, on_path]), np.concatenate([k, path.k])
-        ctx.cite("hinuma-path")
-        ctx.save("band_kpoints", path.k, ("path", "axis"), "1", long_name="k points along the path")
-        labels = " ".join(path.labels)
-        ctx.save("band_distance", path.distance, ("path",), "bohr-1", long_name="length along the path")
-        ctx.save("band_ticks", np.array(path.ticks), ("tick",), "bohr-1", long_name="labelled points", labels=labels)
-        ctx.save("bands_ev", on_path * HARTREE_EV, ("path", "band"), "eV", long_name="band energies along the path")
-    width = config.dos_width_ev / HARTREE_EV
-    energies = np.arange(
-        mesh_eps.min() - 5 * width, mesh_eps.max(axis=0).min() if bands == 1 else mesh_eps[:, -1].min(), width / 5
-    )
-    dos = density_of_states(mesh_eps, mesh.weight, energies, width)
+        mesh_eps = energies_at(mesh.k)
+    _save_dos(config, setup, solver, ground, mesh, mesh_eps, ctx)
+    if setup.path is not None:
+        ctx.log(f"bands at {len(setup.path.k)} k points along {' '.join(setup.path.labels)}")
+        _save_path(setup.path, energies_at(setup.path.k), ctx)
+    k, eps = (np.concatenate(parts) for parts in zip(*known, strict=True))
+    _report_gap(config, gap(eps, k, solver.electrons), ctx)
+
+
+def _save_path(path: KPath, eps: np.ndarray, ctx: Context) -> None:
+    ctx.cite("hinuma-path")
+    ctx.save("band_kpoints", path.k, ("path", "axis"), "1", long_name="k points along the path")
+    labels = " ".join(path.labels)
+    ctx.save("band_distance", path.distance, ("path",), "bohr-1", long_name="length along the path")
+    ctx.save("band_ticks", np.array(path.ticks), ("tick",), "bohr-1", long_name="labelled points", labels=labels)
+    ctx.save("bands_ev", eps * HARTREE_EV, ("path", "band"), "eV", long_name="band energies along the path")
+
+
+def _save_dos(
+    config: Config, setup: Setup, solver: ScfSolver, ground: GroundState, mesh: KMesh, eps: np.ndarray, ctx: Context
+) -> None:
+    complete = 2 * solver.bands <= solver.electrons  # no empty band was computed: none hides above the last one
+    top = eps.max() if complete else max(eps[:, -1].min(), ground.occupations.mu)
+    reciprocal = setup.crystal.reciprocal
+    energies, dos, states = density_of_states(eps, mesh, reciprocal, config.dos_width_ev / HARTREE_EV, float(top))
+    ctx.cite("tetrahedron")
     ctx.save("dos_energy_ev", energies * HARTREE_EV, ("energy",), "eV", long_name="energies of the density of states")
     ctx.save("dos_per_ev", dos / HARTREE_EV, ("energy",), "eV-1", long_name="density of states per cell")
-    _report_gap(config, gap(eps, k, solver.electrons), ctx)
+    ctx.save("dos_states", states, ("energy",), "1", long_name="electrons per cell in states below the energy")
 
 
 def _report_gap(config: Config, found: Gap | None, ctx: Context) -> None:

@@ -22,7 +22,7 @@ def figures(result: Any) -> Iterator[Figure]:
             caption += f" Gap {gap:.3f} eV, smallest direct gap {direct:.3f} eV (semilocal functionals underestimate gaps)."
         yield Figure("Band structure", caption, lambda axes: _bands(axes, result, zero))
     if "dos_per_ev" in result.arrays:
-        caption = f"Electrons per eV and cell, energies from {reference}; Gaussian broadening."
+        caption = f"Electrons per eV and cell, energies from {reference}; linear tetrahedra."
         yield Figure("Density of states", caption, lambda axes: _dos(axes, result, zero))
     if "scf_history" in result.arrays:
         caption = "Coulomb energy of the density residual, and the largest residual of an occupied band squared, by iteration."
@@ -62,6 +62,7 @@ def _convergence(axes: Any, result: Any) -> None:
     iteration = np.arange(1, len(history) + 1)
     axes.semilogy(iteration, np.maximum(history[:, 1], 1e-18), "o-", markersize=4, label="density error")
     axes.semilogy(iteration, np.maximum(history[:, 2] ** 2, 1e-18), "s-", markersize=4, label="band residual squared")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("iteration")
     axes.set_ylabel("energy (Ha)")
     axes.legend()

@@ -29,10 +29,14 @@ class KMesh:
     Args:
         k: (nk, 3) fractional coordinates.
         weight: (nk,) adding to 1.
+        shape: points along each reciprocal vector before reduction.
+        full: (n1 n2 n3,) for each point of the whole mesh the irreducible point with the same energies.
     """
 
     k: np.ndarray
     weight: np.ndarray
+    shape: tuple[int, int, int]
+    full: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +65,7 @@ def space_group(crystal: Crystal) -> SpaceGroup:
     return SpaceGroup(np.asarray(data.rotations, np.int64), np.asarray(data.translations, float), str(data.international))
 
 
-def reduce_mesh(mesh: tuple[int, ...], shift: tuple[float, ...], group: SpaceGroup) -> tuple[KMesh, SpaceGroup]:
+def reduce_mesh(mesh: tuple[int, int, int], shift: tuple[float, ...], group: SpaceGroup) -> tuple[KMesh, SpaceGroup]:
     """Return the irreducible points of a mesh and the operations that keep the mesh.
 
     Args:
@@ -94,10 +98,10 @@ def reduce_mesh(mesh: tuple[int, ...], shift: tuple[float, ...], group: SpaceGro
             if i is not None:
                 np.minimum(lowest, np.ravel_multi_index(tuple(i.T), mesh), out=lowest)
     # the kept operations form a group, so the lowest image labels the orbit
-    unique, count = np.unique(lowest, return_counts=True)
+    unique, full, count = np.unique(lowest, return_inverse=True, return_counts=True)
     points = k[unique]
     points = points - np.round(points - 1e-9)  # into (-1/2, 1/2]
-    return KMesh(points, count / count.sum()), group.subset(kept)
+    return KMesh(points, count / count.sum(), mesh, full), group.subset(kept)
 
 
 class Symmetriser:
