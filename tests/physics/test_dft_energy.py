@@ -16,13 +16,13 @@ from scipy.special import erf
 
 from gewu.core.context import QuietContext
 from gewu.core.errors import InputError
-from gewu.formats import GthPseudo
+from gewu.formats import GthPseudo, builtin_gth
 from gewu.physics.dft import Crystal, ScfOptions, ScfSolver, grid_shape, make_ion, reduce_mesh, space_group
 from gewu.physics.dft.eigen import davidson, start_vectors
 from gewu.physics.dft.hamiltonian import Hamiltonian
 from gewu.physics.dft.potential import LocalPotential
 from gewu.physics.dft.scf import GroundState, default_bands
-from tests.dfttools import Stopping, aluminium, ground_state, low_symmetry, make_basis, make_ions, make_solver, silicon
+from tests.dfttools import BCC, Stopping, aluminium, ground_state, low_symmetry, make_basis, make_ions, make_solver, silicon
 
 ENERGY = 1e-8  # Ha, asked for by the issue; cycles converge to 1e-10
 
@@ -257,3 +257,31 @@ def test_solver_defaults_are_those_of_the_options() -> None:
     )
     assert solver.options == ScfOptions()
     assert solver.bands == 8
+
+
+def test_k_points_outside_the_fermi_surface_hold_nothing() -> None:
+    # one electron in the bcc cell of sodium: with a narrow width the zone boundary is empty to the last digit
+    sodium = Crystal(8.1 * BCC, ("Na",), np.zeros((1, 3)))
+    ions = {"Na": make_ion(builtin_gth("Na", "lda", 1), q_max=8.0)}
+    solver = make_solver(
+        sodium, 6.0, (4, 4, 4), ions=ions, functional="lda", smearing="gaussian", width_ha=0.001, tolerance_ha=1e-8
+    )
+    ground = solver.run()
+    assert ground is not None
+    assert ground.converged
+    held = ground.occupations.f.sum(1)
+    assert (held == 0.0).any() and (held > 1.9).any()
+    assert solver.mesh.weight @ held == pytest.approx(1.0, abs=1e-12)
+
+
+def test_first_bands_that_are_worse_than_the_density_are_solved_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gewu.physics.dft.scf.FIRST_TOLERANCE", 1.0)  # Ha^2: any start vector will do
+    asked: list[float] = []
+    band_tolerance = ScfSolver._band_tolerance
+    monkeypatch.setattr(ScfSolver, "_band_tolerance", lambda self, t: asked.append(t) or band_tolerance(self, t))
+    solver = make_solver(silicon(), 6.0, (1, 1, 1), tolerance_ha=1.0)  # looser than the density's error: no wait for it either
+    ground = solver.run()
+    assert ground is not None
+    assert ground.converged
+    assert len(ground.history) == 1
+    assert asked == [1.0, 0.1]

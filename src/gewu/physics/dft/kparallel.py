@@ -1,8 +1,8 @@
 """k points side by side: shared out over ranks, and over the threads of each.
 
 With several k points each is computed by one thread and BLAS keeps to one thread (`blas_threads`), so the bits do not depend
-on how many
-threads or ranks there are. With a single k point the threads go to BLAS and the transforms instead, and the last bits may follow.
+on how many threads or ranks there are. With a single k point the threads go to BLAS and the transforms instead, and the last
+bits may follow.
 """
 
 from __future__ import annotations

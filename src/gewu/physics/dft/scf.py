@@ -1,9 +1,9 @@
 """The self-consistent cycle: density -> potential -> orbitals -> density.
 
 Each iteration diagonalises H[rho_in] at every k point to a tolerance that follows the error of the density, fills the bands,
-builds
-and symmetrises rho_out, and mixes. Two energies bracket the answer: Harris and Foulkes' from rho_in (no extra work, correct to
-second order, usually from below) and Kohn and Sham's from the orbitals and rho_out (from above). The cycle has converged when
+builds and symmetrises rho_out, and mixes. Two energies bracket the answer: Harris and Foulkes' from rho_in (no extra work,
+correct to second order, usually from below) and Kohn and Sham's from the orbitals and rho_out (from above). The cycle has
+converged when
 
     the Coulomb energy of rho_out - rho_in,  |E_KS - E_HF|,  and  residual^2 of every occupied band
 
@@ -39,6 +39,7 @@ from gewu.physics.dft.symmetry import IDENTITY, KMesh, SpaceGroup, Symmetriser
 
 DENSITY_UNIT = 2.0**-52
 FIRST_TOLERANCE = 1e-3  # band residual, Ha^2, of the first iteration
+NOTHING = 1e-16  # electrons below which a state adds no density
 OCCUPIED = 1e-4  # electrons from which a band's residual counts
 NOISE = 1.0  # first bands whose error may exceed the density's by this factor are solved again before mixing
 SHARE = 0.02  # bands are converged to this share of the density error per electron
@@ -197,10 +198,8 @@ class ScfSolver:
             harris = self._harris(eps, occupations, cycle.rho_in, v, by_density)
             self._require_finite(harris, len(cycle.history) + 1)
             error = self.mixer.norm(rho_out - cycle.rho_in)
-            if not cycle.history and cycle.tolerance * self.electrons > NOISE * error:
-                cycle.tolerance = (
-                    max(SHARE * error, self.options.tolerance_ha) / self.electrons
-                )  # this error is mostly that of the bands: mix nothing from it
+            if cycle.tolerance == FIRST_TOLERANCE and FIRST_TOLERANCE * self.electrons > NOISE * error:
+                cycle.tolerance = 0.1 * FIRST_TOLERANCE  # this error is mostly that of the bands: mix nothing from it
                 continue
             worst = float(residual[occupations.f > OCCUPIED].max())
             cycle.history.append((harris, error, worst))
@@ -286,7 +285,8 @@ class ScfSolver:
 
         def add(at: int) -> None:
             weight = self.mesh.weight[self.mine[at]] * f[self.mine[at]]
-            filled = int(np.flatnonzero(np.abs(weight) > 1e-16)[-1]) + 1
+            occupied = np.flatnonzero(np.abs(weight) > NOTHING)
+            filled = int(occupied[-1]) + 1 if len(occupied) else 0  # a k point outside the Fermi surface may hold nothing
             one = xp.zeros(self.basis.grid)
             self.hamiltonians[at].add_density(psi[at][:filled], arrays.put(weight[:filled]), one)
             whole = xp.rint(one / DENSITY_UNIT).astype(xp.int64)

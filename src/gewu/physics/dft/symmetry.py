@@ -2,8 +2,8 @@
 
 An operation {R|t} maps fractional positions x to R x + t. The density obeys rho(R x + t) = rho(x), so its coefficients obey
 rho(G) = rho(R^T G) exp(-2 pi i G.t) in fractional units; a k point maps to (R^T)^-1 k with equal eigenvalues, and by time
-reversal to -k.
-Only operations that map the k mesh onto itself are used, so a mesh of low symmetry costs k points, never accuracy.
+reversal to -k. Only operations that map the k mesh onto itself are used, so a mesh of low symmetry costs k points, never
+accuracy.
 """
 
 from __future__ import annotations

@@ -5,11 +5,9 @@
 All derivatives are written out; `tests/physics` compares them with finite differences.
 
 One constant of the correlation of the uniform gas differs between codes: A = (1 - ln 2)/pi^2 = 0.0310906908..., which the
-table of
-Perdew and Wang prints as 0.031091. Quantum ESPRESSO and libxc's LDA use the printed value, libxc's PBE (so ABINIT, DFTK) the
-exact one.
-The energy differs by 0.8 (Si) to 4.5 (Al, 11 electrons) microRy an atom. Here "lda", "pbe", "pbesol" use the printed value and
-"pbe-libxc" the exact one.
+table of Perdew and Wang prints as 0.031091. Quantum ESPRESSO and libxc's LDA use the printed value, libxc's PBE (so ABINIT,
+DFTK) the exact one. The energy differs by 0.8 (Si) to 4.5 (Al, 11 electrons) microRy an atom. Here "lda", "pbe", "pbesol" use
+the printed value and "pbe-libxc" the exact one.
 
 References: Perdew and Wang, PRB 45, 13244 (1992); Perdew, Burke, Ernzerhof, PRL 77, 3865 (1996); Perdew et al., PRL 100, 136406
 (2008), PBEsol.
