@@ -41,6 +41,7 @@ DENSITY_UNIT = 2.0**-52
 FIRST_TOLERANCE = 1e-3  # band residual, Ha^2, of the first iteration
 NOTHING = 1e-16  # electrons below which a state adds no density
 OCCUPIED = 1e-4  # electrons from which a band's residual counts
+EMPTY = 10.0  # factor by which residuals of other bands may be larger
 NOISE = 1.0  # first bands whose error may exceed the density's by this factor are solved again before mixing
 SHARE = 0.02  # bands are converged to this share of the density error per electron
 
@@ -116,6 +117,7 @@ class _Cycle:
     rho_in: np.ndarray
     psi: list[Array]
     tolerance: float
+    filled: np.ndarray  # (nk, bands) states that held electrons in the last iteration
     applied: int = 0
     history: list[tuple[float, float, float]] = field(default_factory=list)
 
@@ -194,6 +196,7 @@ class ScfSolver:
             self._require_finite(float(v.sum()), len(cycle.history) + 1)
             eps, residual = self._diagonalise(cycle, v)
             occupations = occupy(eps, self.mesh.weight, self.electrons, self.options.smearing, self.options.width_ha)
+            cycle.filled = np.abs(occupations.f) > OCCUPIED
             rho_out = self._density(cycle.psi, occupations.f)
             harris = self._harris(eps, occupations, cycle.rho_in, v, by_density)
             self._require_finite(harris, len(cycle.history) + 1)
@@ -201,7 +204,7 @@ class ScfSolver:
             if cycle.tolerance == FIRST_TOLERANCE and FIRST_TOLERANCE * self.electrons > NOISE * error:
                 cycle.tolerance = 0.1 * FIRST_TOLERANCE  # this error is mostly that of the bands: mix nothing from it
                 continue
-            worst = float(residual[occupations.f > OCCUPIED].max())
+            worst = float(residual[cycle.filled].max())
             cycle.history.append((harris, error, worst))
             self.ctx.progress(len(cycle.history), None, energy_ha=harris, density_error_ha=error, band_residual_ha=worst)
             settled = max(error, worst**2) < self.options.tolerance_ha
@@ -224,11 +227,14 @@ class ScfSolver:
 
     def _begin(self, kept: State | None) -> _Cycle:
         if kept is None:
-            return _Cycle(self.potential.rho_guess_g, [], FIRST_TOLERANCE)
+            expected = self.bands if self.options.smearing != "none" else self.electrons / 2
+            filled = np.broadcast_to(np.arange(self.bands) < expected, (len(self.mesh.k), self.bands))
+            return _Cycle(self.potential.rho_guess_g, [], FIRST_TOLERANCE, filled)
         self.basis.arrays.use_plans(kept["plans"])
         self.mixer.restore(kept["mixer"])
         psi = [self.basis.arrays.put(p) for p in kept["psi"]]
-        return _Cycle(kept["rho_in"], psi, kept["tolerance"], kept["applied"], [tuple(row) for row in kept["history"]])
+        history = [tuple(row) for row in kept["history"]]
+        return _Cycle(kept["rho_in"], psi, kept["tolerance"], kept["filled"], kept["applied"], history)
 
     def _state(self, cycle: _Cycle) -> dict[str, Any]:
         get = self.basis.arrays.get
@@ -236,6 +242,7 @@ class ScfSolver:
             "rho_in": cycle.rho_in,
             "psi": [get(p) for p in cycle.psi],
             "tolerance": cycle.tolerance,
+            "filled": cycle.filled,
             "applied": cycle.applied,
             "history": [list(row) for row in cycle.history],
             "mixer": self.mixer.state(),
@@ -263,19 +270,14 @@ class ScfSolver:
             h = self.hamiltonians[at]
             h.potential = v
             psi = start_vectors(h, self.bands, self.options.seed, self.mine[at]) if start else cycle.psi[at]
-            pairs = davidson(h, psi, self._band_tolerance(cycle.tolerance))
+            tolerance = np.sqrt(cycle.tolerance) * np.where(cycle.filled[self.mine[at]], 1.0, EMPTY)
+            pairs = davidson(h, psi, tolerance)
             cycle.psi[at] = pairs.psi
             return pairs.eps, pairs.residual, pairs.applied
 
         gathered = in_order(self.ctx.ranks.allgather(on_threads(solve, list(range(len(self.mine))), self.basis.workers)))
         cycle.applied += sum(applied for _, _, applied in gathered)
         return np.array([e for e, _, _ in gathered]), np.array([r for _, r, _ in gathered])
-
-    def _band_tolerance(self, tolerance: float) -> np.ndarray:
-        """Residual norms to reach: bands that can be filled tightly, the others ten times looser."""
-        filled = int(np.ceil(self.electrons / 2))
-        tight = self.bands if self.options.smearing != "none" else filled
-        return np.sqrt(tolerance) * np.where(np.arange(self.bands) < tight, 1.0, 10.0)
 
     def _density(self, psi: list[Array], f: np.ndarray) -> np.ndarray:
         """Return the symmetrised density (ng,) of orbitals filled with f (nk, bands)."""
