@@ -1,9 +1,11 @@
 """The ground floor: what every room of gewu stands on. Knows no physics.
 
-errors, units, schema       the error tree; constants; configurations as data
-context, figure             the door between an engine and the world
-files, checkpoint           bytes that survive a kill
-machine, ranks              cores, memory, threads; MPI and its serial twin
-arrays, fftw                array programs on CPU and GPU
-kernel, device, random      one loop body for reference, CPU and CUDA; counter-based random numbers
+The files, in the order to read them:
+
+    errors, units, schema       the error tree; constants; configurations as data
+    context, figure             the door between an engine and the world
+    files, checkpoint           bytes that survive a kill
+    machine, ranks              cores, memory, threads; MPI and its serial twin
+    arrays, namespace           array programs on CPU and GPU;  hostfft, fftw: their transforms on CPUs
+    kernel, device, random      one loop body for reference, CPU and CUDA; counter-based random numbers
 """

@@ -15,7 +15,7 @@ import numpy as np
 import pyfftw
 import scipy.fft
 
-from gewu.core.arrays import Array, Arrays
+from gewu.core.namespace import Array, Arrays
 
 Shape = tuple[int, int, int]
 _PLANNER = threading.Lock()  # FFTW plans one at a time

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.fft
 
-from gewu.core.arrays import Array, Arrays
+from gewu.core.namespace import Array, Arrays
 
 Shape = tuple[int, int, int]
 CACHE_BYTES = 1_000_000

@@ -12,7 +12,7 @@ sphere.
 
 Read in this order: `crystal`, `pseudo` (form factors), `basis` (spheres and grids), `hamiltonian`, `gamma` (real orbitals),
 `xc`, `ewald`, `potential`, `eigen`, `occupation`, `mixing`, `symmetry`, `scf` (the cycle), `kparallel`, `bands`, `dos`;
-`prepare` and `engine` connect them to a job.
+`config`, `prepare` and `engine` connect them to a job.
 
 Limits: no spin polarisation, no spin-orbit coupling, no forces or stress, norm-conserving pseudopotentials only; see
 `docs/tutorials/dft.md`.

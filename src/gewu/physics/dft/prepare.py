@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from gewu.core.machine import require_memory
 from gewu.formats import GthPseudo, RadialPseudo, builtin_gth, gth_variants, read_pseudo, read_structure
 from gewu.physics.dft.bands import KPath, standard_path
 from gewu.physics.dft.basis import Basis, grid_shape
+from gewu.physics.dft.config import Config
 from gewu.physics.dft.crystal import Crystal
 from gewu.physics.dft.eigen import SPACE
 from gewu.physics.dft.kparallel import threads
@@ -21,9 +22,6 @@ from gewu.physics.dft.occupation import check_insulator
 from gewu.physics.dft.pseudo import Ion, make_ion
 from gewu.physics.dft.scf import ScfOptions, default_bands
 from gewu.physics.dft.symmetry import KMesh, SpaceGroup, primitive, reduce_mesh, space_group
-
-if TYPE_CHECKING:
-    from gewu.physics.dft.engine import Config
 
 K_SPACING = 0.27  # 1/bohr between k points of an automatic mesh: 4 x 4 x 4 for the primitive cell of silicon
 GTH_REACH = 3.0  # automatic cutoff: q r = 3 for the shortest Gaussian; leaves 0.03 (Si) to 3 mHa (O) an atom in total energies
