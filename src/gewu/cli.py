@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         code: int = options.verb(options)
-        sys.stdout.flush()
+        _flush()
         return code
     except GewuError as error:
         print(f"gewu: {error}", file=sys.stderr)
@@ -45,12 +45,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of stdout went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _flush()
         return 0
     except Exception:
         traceback.print_exc()
         print("gewu: internal error; please report it", file=sys.stderr)
         return 5
+
+
+def _flush() -> None:
+    """Flush stdout; when its reader went away, give what is left to nobody."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> argparse.ArgumentParser:

@@ -278,6 +278,19 @@ def test_the_last_line_of_a_loop_is_never_lost_and_each_loop_has_its_own_clock()
     assert screen.getvalue().splitlines() == lines
 
 
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_run_does_not_die_of_a_reader_that_goes_away(tmp_path: Path, as_json: bool) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    talker = Talker(as_json=as_json, out=Gone(), err=Gone())
+    for step in range(3):
+        talker(progress(step))
+    talker({"event": "done", "exit": 0, "state": "finished", "text": "", "report": None})
+    assert (talker.out if as_json else talker.err).gone
+
+
 def test_of_an_iteration_without_known_end_the_first_hundred_steps_are_shown() -> None:
     now, screen = 0.0, io.StringIO()
     talker = Talker(err=screen, clock=lambda: now)

@@ -98,6 +98,38 @@ class Pace:
         return []
 
 
+class Listener:
+    """A stream whose reader may go away: what is written then is dropped, for no run should die of a closed terminal or pipe."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self.gone = stream, False
+
+    def write(self, text: str) -> int:
+        """Write as far as somebody listens."""
+        if not self.gone:
+            try:
+                self._stream.write(text)
+            except OSError:
+                self.gone = True
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush as far as somebody listens."""
+        if not self.gone:
+            try:
+                self._stream.flush()
+            except OSError:
+                self.gone = True
+
+    def isatty(self) -> bool:
+        """Tell whether a person listens."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Return the file descriptor."""
+        return self._stream.fileno()
+
+
 class Talker:
     """Show events to whoever watches.
 
@@ -118,7 +150,7 @@ class Talker:
         err: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.out, self.err = out or sys.stdout, err or sys.stderr
+        self.out, self.err = Listener(out or sys.stdout), Listener(err or sys.stderr)
         self.as_json, self.quiet = as_json, quiet
         self.tty = not as_json and self.err.isatty() and os.environ.get("TERM") != "dumb"
         self.colour = self.tty and not os.environ.get("NO_COLOR")
