@@ -250,6 +250,19 @@ def test_a_finished_cycle_is_not_repeated() -> None:
     assert isinstance(again, GroundState)
 
 
+def test_a_resumed_cycle_goes_on_counting_its_time() -> None:
+    ctx = Stopping(2)
+    assert make_solver(silicon(), 6.0, ctx=ctx).run() is None
+    assert ctx.state is not None
+    earlier = {**ctx.state, "seconds": 1000.0}  # as if the first session had taken so long
+    ground = make_solver(silicon(), 6.0, ctx=QuietContext(restored=earlier)).run()
+    assert ground is not None
+    assert ground.seconds > 1000.0
+    again = make_solver(silicon(), 6.0, ctx=QuietContext(restored={"ground": ground.to_state()})).run()
+    assert again is not None
+    assert again.seconds == ground.seconds  # a finished cycle takes no more
+
+
 def test_solver_defaults_are_those_of_the_options() -> None:
     crystal = silicon()
     solver = ScfSolver(

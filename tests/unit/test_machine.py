@@ -134,3 +134,14 @@ def test_the_installed_jax_is_trusted_and_a_wrong_one_is_not() -> None:
     done = run_python(code, JAX_PLATFORMS="cpu")
     assert "computes wrong numbers" in done.stdout, done.stderr
     assert "0.10.2" in done.stdout
+
+
+def test_one_blas_thread_can_be_nested_and_gives_back_what_it_found() -> None:
+    getters = [getter for _, getter in machine._openblas_calls()]
+    assert getters, "NumPy's wheel brings OpenBLAS"
+    before = [getter() for getter in getters]
+    with machine.one_blas_thread():
+        with machine.one_blas_thread():
+            assert {getter() for getter in getters} == {1}
+        assert {getter() for getter in getters} == {1}
+    assert [getter() for getter in getters] == before

@@ -152,27 +152,33 @@ def set_threads(count: int) -> int:
         os.environ["NUMBA_NUM_THREADS"] = str(count)
     for name in _THREAD_VARIABLES[:-1]:
         os.environ[name] = str(count)
-    _set_openblas(count)
+    for setter, _ in _openblas_calls():
+        setter(ctypes.c_int(count))
     return count
 
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Hold OpenBLAS to one thread inside, for code that brings its own threads or wants the same bits for any number of them."""
-    before = int(os.environ.get("OPENBLAS_NUM_THREADS") or cores())
-    _set_openblas(1)
+    found = [(setter, getter()) for setter, getter in _openblas_calls()]
+    for setter, _ in found:
+        setter(ctypes.c_int(1))
     try:
         yield
     finally:
-        _set_openblas(before)
+        for setter, before in found:
+            setter(ctypes.c_int(before))
 
 
-def _set_openblas(count: int) -> None:
+def _openblas_calls() -> list[tuple[Any, Any]]:
+    """Return (set, get) the number of threads, for each OpenBLAS in this process."""
+    calls = []
     for library in _loaded_openblas():
-        for setter in _BLAS_SETTERS:
-            if hasattr(library, setter):
-                getattr(library, setter)(ctypes.c_int(count))
+        for name in _BLAS_SETTERS:
+            if hasattr(library, name):
+                calls.append((getattr(library, name), getattr(library, name.replace("_set_", "_get_"))))
                 break
+    return calls
 
 
 def _loaded_openblas() -> list[ctypes.CDLL]:

@@ -122,7 +122,7 @@ def band_energies(
     def report() -> None:
         nonlocal done
         done += 1
-        ctx.progress(done * ctx.ranks.size, len(k))
+        ctx.progress(min(done * ctx.ranks.size, len(k)), len(k))
         if ctx.stop_requested:
             raise Stopped
 

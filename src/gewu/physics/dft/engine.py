@@ -6,7 +6,6 @@ numbers and arrays.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,13 +50,11 @@ def run(config: Config, ctx: Context) -> None:
         solver = ScfSolver(setup.basis, setup.ions, setup.mesh, setup.mesh_group, setup.options, ctx)
         _describe(setup, solver, ctx)
     with ctx.phase("scf"):
-        start = time.perf_counter()
         ground = solver.run()
-        seconds = time.perf_counter() - start
     if ground is None:
         return
     _save_ground_state(setup, solver, ground, ctx)
-    ctx.number("time_scf_s", seconds, "s")
+    ctx.number("time_scf_s", ground.seconds, "s")
     if not ground.converged:
         _save_terms(ground, ctx)
         raise ConvergenceError(
@@ -66,12 +63,14 @@ def run(config: Config, ctx: Context) -> None:
             value=config.max_iterations,
             hint="for a metal choose a smearing; else allow more iterations",
         )
+    state = {"ground": ground.to_state()}
+    ctx.checkpoint(state)
     try:
         with ctx.phase("bands"):
             _bands_and_dos(config, setup, solver, ground, ctx)
         _save_terms(ground, ctx)
     except Stopped:
-        ctx.checkpoint({"ground": ground.to_state()})
+        ctx.checkpoint(state)
 
 
 def _describe(setup: Setup, solver: ScfSolver, ctx: Context) -> None:

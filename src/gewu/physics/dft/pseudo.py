@@ -48,11 +48,6 @@ class Ion:
     core: Radial | None
     source: str
 
-    @property
-    def n_projectors(self) -> int:
-        """Number of projectors counting magnetic quantum numbers."""
-        return sum(2 * l + 1 for l, _ in self.projectors)
-
 
 def make_ion(pseudo: RadialPseudo | GthPseudo, q_max: float) -> Ion:
     """Return the form factors of a pseudopotential, valid for 0 <= q <= q_max (1/bohr)."""

@@ -17,6 +17,7 @@ References: Kohn and Sham, Phys. Rev. 140, A1133 (1965); Harris, PRB 31, 1770 (1
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from threading import Lock
@@ -83,6 +84,7 @@ class GroundState:
         history: (iterations, 3) energy, density error, largest band residual, Ha.
         converged: whether all criteria hold.
         applied: number of bands to which H was applied.
+        seconds: wall time of the cycle, over all sessions of a run that was resumed.
     """
 
     energies: dict[str, float]
@@ -94,6 +96,7 @@ class GroundState:
     history: np.ndarray
     converged: bool
     applied: int
+    seconds: float
 
     @property
     def energy(self) -> float:
@@ -119,6 +122,7 @@ class _Cycle:
     tolerance: float
     filled: np.ndarray  # (nk, bands) states that held electrons in the last iteration
     applied: int = 0
+    seconds: float = 0.0
     history: list[tuple[float, float, float]] = field(default_factory=list)
 
 
@@ -191,6 +195,7 @@ class ScfSolver:
             return self._iterate(self._begin(kept))
 
     def _iterate(self, cycle: _Cycle) -> GroundState | None:
+        start = time.perf_counter() - cycle.seconds
         while True:
             v, by_density = self.local_potential(cycle.rho_in)
             self._require_finite(float(v.sum()), len(cycle.history) + 1)
@@ -207,15 +212,25 @@ class ScfSolver:
             worst = float(residual[cycle.filled].max())
             cycle.history.append((harris, error, worst))
             self.ctx.progress(len(cycle.history), None, energy_ha=harris, density_error_ha=error, band_residual_ha=worst)
+            cycle.seconds = time.perf_counter() - start
             settled = max(error, worst**2) < self.options.tolerance_ha
             last = len(cycle.history) >= self.options.max_iterations
             if settled or last:
                 energies = self._kohn_sham(cycle.psi, occupations, rho_out)
                 settled = settled and abs(sum(energies.values()) - harris) < self.options.tolerance_ha
                 if settled or last:
-                    history = np.array(cycle.history)
+                    cycle.seconds = time.perf_counter() - start
                     return GroundState(
-                        energies, eps, occupations, rho_out, cycle.rho_in, residual, history, settled, cycle.applied
+                        energies,
+                        eps,
+                        occupations,
+                        rho_out,
+                        cycle.rho_in,
+                        residual,
+                        np.array(cycle.history),
+                        settled,
+                        cycle.applied,
+                        cycle.seconds,
                     )
             cycle.rho_in = self.mixer(cycle.rho_in, rho_out - cycle.rho_in)
             floor = 0.1 * SHARE * self.options.tolerance_ha / self.electrons
@@ -234,7 +249,7 @@ class ScfSolver:
         self.mixer.restore(kept["mixer"])
         psi = [self.basis.arrays.put(p) for p in kept["psi"]]
         history = [tuple(row) for row in kept["history"]]
-        return _Cycle(kept["rho_in"], psi, kept["tolerance"], kept["filled"], kept["applied"], history)
+        return _Cycle(kept["rho_in"], psi, kept["tolerance"], kept["filled"], kept["applied"], kept["seconds"], history)
 
     def _state(self, cycle: _Cycle) -> dict[str, Any]:
         get = self.basis.arrays.get
@@ -244,6 +259,7 @@ class ScfSolver:
             "tolerance": cycle.tolerance,
             "filled": cycle.filled,
             "applied": cycle.applied,
+            "seconds": cycle.seconds,
             "history": [list(row) for row in cycle.history],
             "mixer": self.mixer.state(),
             "plans": self.basis.arrays.plans(),
