@@ -62,7 +62,7 @@ def test_gth_projectors_are_normalised_and_transform(element: str, family: str) 
             np.testing.assert_allclose(beta(Q), expected, atol=1e-11)
             at += 1
     assert at == len(ion.projectors)
-    assert ion.n_projectors == sum((2 * c.l + 1) * len(c.h_ij) for c in p.channels)
+    assert sum(2 * l + 1 for l, _ in ion.projectors) == sum((2 * c.l + 1) * len(c.h_ij) for c in p.channels)
     np.testing.assert_array_equal(ion.d_ij, ion.d_ij.T)
 
 
