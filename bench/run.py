@@ -58,19 +58,21 @@ def commit() -> str:
     return head.stdout.strip() + ("+" if changed else "")
 
 
-def compare(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    """Return `ratio`, medians, `repeats` and `spread` of two lists of times measured in turn.
+def compare(ours: Sequence[float], theirs: Sequence[float], unit: str = "s") -> dict[str, Any]:
+    """Return `ratio`, medians, `repeats` and `spread` of two lists of times, or of rates ("steps/s"), measured in turn.
 
     >>> compare([1.0, 2.0, 1.5], [3.0, 3.0, 3.0])["ratio"]
     2.0
+    >>> compare([1.0, 2.0, 1.5], [3.0, 3.0, 3.0], "steps/s")["ratio"]
+    0.5
     """
     mid_ours, mid_theirs = statistics.median(ours), statistics.median(theirs)
     spread = max((max(times) - min(times)) / statistics.median(times) for times in (ours, theirs))
     return {
-        "ratio": round(mid_theirs / mid_ours, 3),
+        "ratio": round(mid_ours / mid_theirs if unit.endswith("/s") else mid_theirs / mid_ours, 3),
         "ours": round(mid_ours, 4),
         "theirs": round(mid_theirs, 4),
-        "unit": "s",
+        "unit": unit,
         "repeats": len(ours),
         "spread": round(spread, 3),
     }
@@ -85,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--case", action="append", default=[], help="only this case (may be repeated); prints, records nothing")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--pseudo", type=Path, default=Path("pseudo"), help="dft: folder with the SG15 UPF files, El.upf each")
+    parser.add_argument("--peers", type=Path, default=Path("bench/md/work/peers"), help="md: folder that bench.md.peers made")
+    parser.add_argument("--potentials", type=Path, default=Path("eam"), help="md: folder with LAMMPS' Cu_u3.eam")
     options = parser.parse_args(arguments)
     if not (ROOT / "bench" / options.topic / "bench.py").is_file():
         parser.error(f"bench/{options.topic}/bench.py does not exist")

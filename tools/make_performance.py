@@ -1,6 +1,7 @@
 """Write the measured tables of docs/performance.md and README.md from `bench/*/latest.json`.
 
 A table stands between `<!-- bench:TOPIC begin -->` and `<!-- bench:TOPIC end -->`; everything else in the page is left alone.
+`TOPIC/NAME` stands for `bench/TOPIC/NAME.json`.
 `--check` writes nothing and fails when a table is not what the recorded figures give.
 """
 
@@ -19,9 +20,10 @@ PAGES = ("docs/performance.md", "README.md")
 def table(topic: str, records: list[dict[str, Any]]) -> str:
     """Return the Markdown table of one topic, with the machine and versions that the figures belong to."""
     if not records:
-        return f"No figures are recorded yet: `make bench TOPIC={topic}` writes them."
+        return f"No figures are recorded yet: `make bench TOPIC={topic.partition('/')[0]}` writes them."
     accuracy = list(dict.fromkeys(name for record in records for name in record["accuracy"]))
-    titles = ["case", "peer", "time peer / gewu", "gewu", "peer", "spread", *(name.replace("_", " ") for name in accuracy)]
+    ratio = "time peer / gewu" if all(record["unit"] == "s" for record in records) else "gewu against peer"
+    titles = ["case", "peer", ratio, "gewu", "peer", "spread", *(name.replace("_", " ") for name in accuracy)]
     rows = [titles, ["---"] * len(titles)]
     for r in records:
         times = [
@@ -32,9 +34,14 @@ def table(topic: str, records: list[dict[str, Any]]) -> str:
         ]
         rows.append([r["case"], r["peer"], *times, *(_number(r["accuracy"].get(name)) for name in accuracy)])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    sets = list(dict.fromkeys((r["machine"], json.dumps(r["versions"]), r["commit"], r["repeats"]) for r in records))
-    for machine, versions, commit, repeats in sets:
-        named = ", ".join(f"{name} {value}" for name, value in json.loads(versions).items())
+    measured: dict[tuple[Any, ...], dict[str, str]] = {}
+    for r in records:
+        versions = measured.setdefault((r["machine"], r["commit"], r["repeats"]), {})
+        for name, value in r["versions"].items():
+            if value not in versions.setdefault(name, value).split(" and "):
+                versions[name] += f" and {value}"
+    for (machine, commit, repeats), versions in measured.items():
+        named = ", ".join(f"{name} {value}" for name, value in versions.items())
         lines += ["", f"Measured on {machine}; {named}; commit {commit}; median of {repeats}."]
     return "\n".join(lines)
 
@@ -52,12 +59,13 @@ def filled(page: str, root: Path = ROOT) -> str:
 
     def replace(match: re.Match[str]) -> str:
         topic = match.group(1)
-        path = root / "bench" / topic / "latest.json"
+        folder, _, name = topic.partition("/")
+        path = root / "bench" / folder / f"{name or 'latest'}.json"
         records = json.loads(path.read_text()) if path.exists() else []
         return f"<!-- bench:{topic} begin -->\n{table(topic, records)}\n<!-- bench:{topic} end -->"
 
     begins = page.count("<!-- bench:") // 2
-    new, count = re.subn(r"<!-- bench:(\w+) begin -->.*?<!-- bench:\1 end -->", replace, page, flags=re.DOTALL)
+    new, count = re.subn(r"<!-- bench:(\w+(?:/\w+)?) begin -->.*?<!-- bench:\1 end -->", replace, page, flags=re.DOTALL)
     if count != begins or page.count("<!-- bench:") % 2:
         raise ValueError("a bench marker is not closed")
     return new

@@ -15,7 +15,7 @@ FLOORS = {
 }
 SIDEWAYS = {("physics/seismic", "physics/fields"), ("physics/ocean", "physics/fields")}
 EVERYWHERE = {"gewu.__version__"}  # a fact, not a room
-WRITERS = {"gewu.core.files"}  # the one module that may open a file for writing
+WRITERS = {"gewu.core.files", "gewu.core.growing"}  # the modules that may open a file for writing
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"}
 NUMPY_WRITERS = {"save", "savez", "savez_compressed", "savetxt"}
 METHOD_WRITERS = {"write_text", "write_bytes", "tofile"}

@@ -48,6 +48,18 @@ def test_one_rank_gives_the_answers_of_mpi_with_one_rank() -> None:
         group.abort(4)
 
 
+def test_one_rank_exchanges_with_itself() -> None:
+    array, room = np.arange(6.0).reshape(3, 2), np.zeros((3, 2))
+    came = SERIAL.exchange(array, 0, 0)
+    assert np.array_equal(came, array) and not np.shares_memory(came, array)
+    assert SERIAL.exchange(array, 0, 0, room) is room and np.array_equal(room, array)
+    with pytest.raises(GewuError, match="another size"):
+        SERIAL.exchange(array, 0, 0, np.zeros((2, 2)))
+    for to, source in ((1, 0), (0, -1)):
+        with pytest.raises(GewuError, match="no such rank"):
+            SERIAL.exchange(array, to, source)
+
+
 def test_one_rank_refuses_what_has_no_meaning() -> None:
     for peer in (0, 1, -1):
         with pytest.raises(GewuError, match="cannot exchange"):
@@ -144,6 +156,27 @@ FACE = """if True:
     tag2, tag1 = group.recv(before, tag=2), group.recv(before, tag=1)
     assert tag1.shape == (700, 300) and (tag1 == before + 0.25).all()
     assert tag2.dtype == np.int32 and tag2[0] == before
+
+    # Around the ring, in rows of different number, with and without an array that receives; then with itself.
+    mine, theirs = (np.full((r + 1, 40_000), r + 0.5) for r in (rank, before))
+    room = np.zeros((before + 3, 40_000))
+    assert np.array_equal(group.exchange(mine, after, before), theirs)
+    rows = room[1:-1]
+    assert group.exchange(np.asfortranarray(mine), after, before, rows) is rows
+    assert np.array_equal(room[1:-1], theirs) and not room[[0, -1]].any()
+    assert np.array_equal(group.exchange(mine[:, ::2], rank, rank), mine[:, ::2])
+    try:
+        group.exchange(mine, after, before, np.zeros((size + 1, 40_000)))
+    except GewuError as error:
+        assert "another size" in str(error) and f"from rank {before}" in str(error)
+    else:
+        raise AssertionError("an array of another size was taken")
+    try:
+        group.exchange(mine, size, before)
+    except GewuError as error:
+        assert "no such rank" in str(error)
+    else:
+        raise AssertionError("an absent rank was accepted")
     group.barrier()
     done = group.gather(f"good {rank} {size}")
     if group.is_root:  # lines of several ranks could mix

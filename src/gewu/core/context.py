@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -52,6 +53,12 @@ class Context(Protocol):
 
     def file(self, name: str, data: bytes) -> None:
         """Record a native file of the field (cube, extxyz ...) in the result directory."""
+
+    def stream(self, name: str) -> Path | None:
+        """Return where to write a native file that grows during the run (trajectories), or None where nothing is kept.
+
+        Only the root has one. After a resume the file is there as it was left: cut it back to what the restored state knows.
+        """
 
     def cite(self, *keys: str) -> None:
         """Name methods used, by the keys of the engine's `REFERENCES`; the report prints their BibTeX."""
@@ -107,6 +114,10 @@ class QuietContext:
     def file(self, name: str, data: bytes) -> None:
         """Keep the bytes in `files`."""
         self.files[name] = data
+
+    def stream(self, name: str) -> Path | None:
+        """Keep nothing."""
+        return None
 
     def cite(self, *keys: str) -> None:
         """Drop the references."""

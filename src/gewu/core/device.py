@@ -49,7 +49,8 @@ def jit(target: str, function: Callable[..., Any]) -> Any:
     if target == "cuda":
         cuda, simulated = load_cuda(), load_numba().config.ENABLE_CUDASIM
         return cuda.jit(device=True)(np.errstate(all="ignore")(bound) if simulated else bound)
-    return load_numba().njit(forceinline=True, error_model="numpy")(bound)
+    # bodies never allocate: without the runtime for it, arrays are passed on without counting references
+    return load_numba().njit(forceinline=True, error_model="numpy", _nrt=False)(bound)
 
 
 class DeviceFunction(Generic[P, R]):

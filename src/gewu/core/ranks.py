@@ -3,7 +3,7 @@
 Sums over ranks are taken in the order of the ranks, element by element, so every rank gets the same bits and a second run with
 the same number of ranks gets them again (MPI itself promises neither). Large arrays are cut into one piece per rank: each rank
 receives its piece from all others, adds them in order, and the pieces are gathered; twice the array travels, whatever the
-number of ranks. All calls except `send` and `recv` are collective: every rank makes them in the same order.
+number of ranks. All calls except `send`, `recv` and `exchange` are collective: every rank makes them in the same order.
 """
 
 from __future__ import annotations
@@ -65,6 +65,19 @@ class Ranks(Protocol):
     def recv(self, source: int, tag: int = 0) -> NDArray[Any]:
         """Wait for the next array that `source` sends here with this tag."""
 
+    def exchange(self, array: NDArray[Any], to: int, source: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Send an array to one rank while receiving the one that `source` sends here; this rank itself is allowed.
+
+        Args:
+            array: what goes to `to`.
+            to: rank that receives it, which names this rank as its `source`.
+            source: rank that sends here.
+            into: C-contiguous array that receives, of the shape and dtype that `source` sends: then all ranks of this
+                exchange give one, nothing is allocated and no sizes travel.
+        Returns:
+            `into`, or a new array.
+        """
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
 
@@ -118,6 +131,16 @@ class SerialRanks:
         _check_peer(self, source)
         raise AssertionError("unreachable: one rank has no peer")
 
+    def exchange(self, array: NDArray[Any], to: int, source: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a copy of the array."""
+        _check_pair(self, to, source)
+        if into is None:
+            return array.copy()
+        if (into.nbytes, into.dtype) != (array.nbytes, array.dtype):
+            raise GewuError("an array of another size came", value=array.shape, allowed=str(into.shape))
+        into[...] = array.reshape(into.shape)
+        return into
+
     def barrier(self) -> None:
         """Return at once."""
 
@@ -137,7 +160,9 @@ class MpiRanks:
     """
 
     def __init__(self, comm: Any) -> None:
-        self._comm = comm
+        from mpi4py import MPI
+
+        self._comm, self._status = comm, MPI.Status()
         self._pending: list[Any] = []
         self.rank = int(comm.Get_rank())
         self.size = int(comm.Get_size())
@@ -203,6 +228,19 @@ class MpiRanks:
         self._comm.Recv(array, source, tag)
         return array
 
+    def exchange(self, array: NDArray[Any], to: int, source: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Send to one rank and receive from another in one call."""
+        _check_pair(self, to, source)
+        array = np.ascontiguousarray(array)
+        if into is None:
+            shape, dtype = self._comm.sendrecv((array.shape, array.dtype.str), to, source=source)
+            into = np.empty(shape, dtype)
+        self._comm.Sendrecv(array, to, recvbuf=into, source=source, status=self._status)
+        if self._status.count != into.nbytes:  # a longer one is MPI's own error
+            message = f"rank {self.rank} received an array of another size from rank {source}"
+            raise GewuError(message, value=self._status.count, allowed=f"{into.nbytes} bytes")
+        return into
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self._comm.Barrier()
@@ -222,6 +260,12 @@ def _one_per_rank(values: Sequence[T] | None, size: int) -> Sequence[T]:
 def _check_peer(ranks: SerialRanks | MpiRanks, peer: int) -> None:
     if not 0 <= peer < ranks.size or peer == ranks.rank:
         raise GewuError(f"rank {ranks.rank} of {ranks.size} cannot exchange arrays with this rank", value=peer)
+
+
+def _check_pair(ranks: SerialRanks | MpiRanks, to: int, source: int) -> None:
+    for peer in (to, source):
+        if not 0 <= peer < ranks.size:
+            raise GewuError(f"there is no such rank among {ranks.size}", value=peer)
 
 
 def _launched_ranks(environment: Mapping[str, str]) -> int:

@@ -171,6 +171,15 @@ class RunContext:
             self.emit("file", name=name, bytes=len(data))
             self.record.files[name] = write_atomic(self._directory / name, data)
 
+    def stream(self, name: str) -> Path | None:
+        """Return the path of a native file that grows; its checksum is taken when the run ends."""
+        if not FILE_NAME.fullmatch(name) or name in STANDARD_FILES:
+            raise ValueError(f"not a name for a file of a result: {name!r}")
+        if not self.ranks.is_root:
+            return None
+        self.record.files[name] = ""
+        return self._directory / name
+
     def cite(self, *keys: str) -> None:
         """Name methods used, by the keys of the engine's `REFERENCES`."""
         self.record.cited += [key for key in keys if key not in self.record.cited]

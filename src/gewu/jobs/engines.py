@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from gewu.core.figure import Figure
     from gewu.jobs.result import Result
 
-ENGINES: dict[str, str] = {"dft": "gewu.physics.dft.engine"}
-"""Engine name, which is also its table in the job file, → module."""
+ENGINES: dict[str, str] = {"md": "gewu.physics.md.engine", "dft": "gewu.physics.dft.engine"}
+"""Engine name, which is also its table in the job file, → module; files are offered to them in this order."""
 
 
 @dataclass(frozen=True)

@@ -164,9 +164,12 @@ def _resolve_files(config: Any, base: Path, section: str, file: str | Path | Non
     """Make the paths in file fields absolute; return the config and `{absolute path: sha256}`."""
     inputs: dict[str, str] = {}
     builtin = {info.name: info.builtin_prefixes for info in schema.fields_of(type(config)) if info.file}
+    optional = {info.name for info in schema.fields_of(type(config)) if info.default == ""}
 
     def resolve(key: str, value: str) -> str:
         path = base / value
+        if value == "" and key in optional:
+            return value
         if not path.is_file():
             prefixes = builtin[key.split(".")[0]]
             if value.startswith(tuple(prefixes)):

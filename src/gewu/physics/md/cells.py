@@ -1,0 +1,453 @@
+"""The cluster pair list: which groups of 4 particles meet which groups of 8.
+
+Particles are sorted into columns along c over a grid in the a-b plane, in each column by height, and cut into clusters of 8
+(`slots`; the last cluster of a column is filled up).  Half a cluster is an i-cluster of 4.  A row of the list names, for one
+i-cluster,
+all 8-clusters j >= its own that hold a particle within the list radius of one of its four, under every periodic image, so each
+pair occurs once.  `gewu.core.simd.Tile` then takes all 4 x 8 pairs at a time (Páll & Hess, Comput. Phys. Commun. 184, 2641
+(2013)).
+
+Coordinates in a slot are relative to the centre of a block of about four list radii that the cluster lies in, so float32 keeps
+the same absolute precision in a box of any size.  Rows are cut into runs of j-clusters of one block and one image; a run carries
+the vector
+that takes the i-cluster into the frame of j.  Within a run the tiles with excluded pairs come first, each with 32 bits.
+
+The list holds every pair within `reach` = cutoff + skin; it is good until a particle has moved by skin/2 since it was built,
+which `Model` watches.  Buffers that are too small are grown and the list is built again; nothing is dropped.
+
+With ghosts (rows >= owned) pairs of two ghosts are left out.  Directions with `images` False have no periodic images: vacuum,
+or a direction cut into bricks, where ghosts stand for the images.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gewu.core.device import load_numba
+from gewu.physics.md.box import check_reach
+from gewu.physics.md.state import Index, State
+
+numba = load_numba()
+from gewu.core.simd import columns, fill, less, rows, some  # noqa: E402
+
+COLUMN_WIDTH = 2.27  # of a column, in units of density^(-1/3): measured best for a liquid
+BLOCK_REACHES = 4.0
+CHUNKS_PER_THREAD = 16
+FAR = 1.0e4  # nm: filling particles stand at multiples of this, each elsewhere, outside every cutoff
+
+
+@numba.njit(cache=True, parallel=True)  # type: ignore[misc]
+def _fractions(x, inverse, images, grid, low, span, frac, wrap, column):  # type: ignore[no-untyped-def]
+    """Fractional coordinates in [0, 1) along directions with images, the images taken off, and the column of each particle."""
+    for i in numba.prange(x.shape[0]):
+        for d in range(3):
+            s = 0.0
+            for k in range(d, 3):
+                s += x[i, k] * inverse[k, d]
+            if images[d]:
+                whole = math.floor(s)
+                s -= whole
+                if s >= 1.0:
+                    s, whole = 0.0, whole + 1.0
+                wrap[i, d] = whole
+            else:
+                wrap[i, d] = 0
+                s = (s - low[d]) / span[d]
+            frac[i, d] = s
+        a = min(int(frac[i, 0] * grid[0]), grid[0] - 1)
+        b = min(int(frac[i, 1] * grid[1]), grid[1] - 1)
+        column[i] = a * grid[1] + b
+
+
+@numba.njit(cache=True, parallel=True)  # type: ignore[misc]
+def _fill_columns(frac, first, filled, order, atom_of_slot, slot_of_atom):  # type: ignore[no-untyped-def]
+    """Sort the particles of each column by height into its slots; `first` is the first slot, `filled` the first of `order`."""
+    for c in numba.prange(first.size - 1):
+        members = order[filled[c] : filled[c + 1]]
+        heights = np.empty(members.size)
+        for k in range(members.size):
+            heights[k] = frac[members[k], 2]
+        rank = np.argsort(heights)
+        for k in range(members.size):
+            atom_of_slot[first[c] + k] = members[rank[k]]
+            slot_of_atom[members[rank[k]]] = first[c] + k
+        for s in range(first[c] + members.size, first[c + 1]):
+            atom_of_slot[s] = -1
+
+
+@numba.njit(cache=True)  # type: ignore[misc]
+def _count_columns(column, first, filled, order):  # type: ignore[no-untyped-def]
+    """Counting sort of the particles by column; columns start at multiples of 8 slots.  Return the number of slots."""
+    first[:] = 0
+    for i in range(column.size):
+        first[column[i] + 1] += 1
+    filled[0] = 0
+    for c in range(first.size - 1):
+        n = first[c + 1]
+        filled[c + 1] = filled[c] + n
+        first[c + 1] = first[c] + (n + 7) // 8 * 8
+    cursor = filled[:-1].copy()
+    for i in range(column.size):
+        order[cursor[column[i]]] = i
+        cursor[column[i]] += 1
+    return first[-1]
+
+
+@numba.njit(cache=True, parallel=True)  # type: ignore[misc]
+def _bound(x, wrap, frac, box, owned, atom_of_slot, half, whole, flow, fhigh, tall, holds, blocks, low_f, span, origin):  # type: ignore[no-untyped-def]
+    """Bounding boxes (centre, half sides) of 4- and 8-clusters, their extent in fractions, their block and origin."""
+    for c in numba.prange(atom_of_slot.size // 8):
+        middle = np.zeros(3)
+        low, high = np.empty((3, 3)), np.empty((3, 3))
+        low[2, :], high[2, :] = 1e30, -1e30
+        count = 0
+        for part in range(2):
+            h = 2 * c + part
+            holds[h] = 0
+            for d in range(3):
+                low[part, d], high[part, d] = 1e30, -1e30
+                flow[h, d], fhigh[h, d] = 1e30, -1e30
+            for s in range(4 * h, 4 * h + 4):
+                i = atom_of_slot[s]
+                if i < 0:
+                    continue
+                holds[h] = max(holds[h], 2 if i < owned else 1)
+                count += 1
+                for d in range(3):
+                    w = x[i, d]
+                    for k in range(d, 3):
+                        w -= wrap[i, k] * box[k, d]
+                    low[part, d], high[part, d] = min(low[part, d], w), max(high[part, d], w)
+                    flow[h, d], fhigh[h, d] = min(flow[h, d], frac[i, d]), max(fhigh[h, d], frac[i, d])
+                    middle[d] += frac[i, d]
+            for d in range(3):
+                half[h, d], half[h, 3 + d] = (low[part, d] + high[part, d]) / 2, (high[part, d] - low[part, d]) / 2
+                low[2, d], high[2, d] = min(low[2, d], low[part, d]), max(high[2, d], high[part, d])
+        tall[c, 0], tall[c, 1] = min(flow[2 * c, 2], flow[2 * c + 1, 2]), max(fhigh[2 * c, 2], fhigh[2 * c + 1, 2])
+        holding = max(holds[2 * c], holds[2 * c + 1])
+        tall[c, 2] = holding
+        for d in range(3):
+            whole[c, d], whole[c, 3 + d] = (low[2, d] + high[2, d]) / 2, (high[2, d] - low[2, d]) / 2
+        number = 0
+        for d in range(3):
+            k = min(int(middle[d] / max(count, 1) * blocks[d]), blocks[d] - 1)
+            number = number * blocks[d] + k
+            middle[d] = low_f[d] + (k + 0.5) / blocks[d] * span[d]
+        origin[c, 3] = number
+        for d in range(3):
+            origin[c, d] = 0.0
+            for k in range(d, 3):
+                origin[c, d] += middle[k] * box[k, d]
+
+
+@numba.njit(cache=True, parallel=True)  # type: ignore[misc]
+def pack(position, base, atom_of_slot, x, y, z):  # type: ignore[no-untyped-def]
+    """Write the positions, relative to their blocks, into the slots."""
+    for s in numba.prange(atom_of_slot.size):
+        i = atom_of_slot[s]
+        if i >= 0:
+            x[s], y[s], z[s] = position[i, 0] - base[s, 0], position[i, 1] - base[s, 1], position[i, 2] - base[s, 2]
+        else:
+            x[s], y[s], z[s] = FAR * (1 + s % 4096), FAR * (1 + s // 4096), FAR
+
+
+@numba.njit(cache=True, parallel=True)  # type: ignore[misc]
+def _bases(origin, wrap, box, atom_of_slot, base):  # type: ignore[no-untyped-def]
+    """Where each slot counts from: the origin of its block, and the images that were taken off its particle."""
+    for s in numba.prange(atom_of_slot.size):
+        i = atom_of_slot[s]
+        for d in range(3):
+            base[s, d] = origin[s // 8, d]
+            if i >= 0:
+                for k in range(d, 3):
+                    base[s, d] += wrap[i, k] * box[k, d]
+
+
+@numba.njit(cache=True, parallel=True)  # type: ignore[misc]
+def _shifts(origin, box, row_first, run_image, run_range, run_shift, j_list):  # type: ignore[no-untyped-def]
+    """The vector that takes an i-cluster into the frame of j, for every run."""
+    chunks, i_clusters = run_range.shape[0], row_first.shape[0]
+    for chunk in numba.prange(chunks):
+        for i in range(chunk * i_clusters // chunks, (chunk + 1) * i_clusters // chunks):
+            for run in range(row_first[i, 0], row_first[i, 1]):
+                image, j = run_image[chunk, run], j_list[chunk, run_range[chunk, run, 0]]
+                sa, sb, sc = image // 9 - 1, (image // 3) % 3 - 1, image % 3 - 1
+                run_shift[chunk, run, 0] = origin[i >> 1, 0] + (sa * box[0, 0] + sb * box[1, 0] + sc * box[2, 0]) - origin[j, 0]
+                run_shift[chunk, run, 1] = origin[i >> 1, 1] + (sb * box[1, 1] + sc * box[2, 1]) - origin[j, 1]
+                run_shift[chunk, run, 2] = origin[i >> 1, 2] + sc * box[2, 2] - origin[j, 2]
+
+
+@numba.njit(forceinline=True, error_model="numpy")  # type: ignore[misc]
+def _touch(x, y, z, i, j, dx, dy, dz, reach2):  # type: ignore[no-untyped-def]
+    """Is a particle of i-cluster i within reach of one of j-cluster j?"""
+    ux = rows(x, 4 * i) + fill(dx) - columns(x, 8 * j)
+    uy = rows(y, 4 * i) + fill(dy) - columns(y, 8 * j)
+    uz = rows(z, 4 * i) + fill(dz) - columns(z, 8 * j)
+    return some(less(ux * ux + uy * uy + uz * uz, fill(reach2)))
+
+
+@numba.njit(forceinline=True, error_model="numpy")  # type: ignore[misc]
+def _first_above(tall, begin, end, height):  # type: ignore[no-untyped-def]
+    """First 8-cluster of a column, among [begin, end), that ends above `height`."""
+    while begin < end:
+        middle = (begin + end) // 2
+        if tall[middle, 1] < height:
+            begin = middle + 1
+        else:
+            end = middle
+    return begin
+
+
+@numba.njit(forceinline=True, error_model="numpy")  # type: ignore[misc]
+def _excluded(i, j, shift, atom_of_slot, slot_of_atom, excl_first, excl_other, excl_shift):  # type: ignore[no-untyped-def]
+    """Bits of the pairs of the tile (i, j) under image `shift` that are excluded."""
+    word = np.uint32(0)
+    for row in range(4):
+        a = atom_of_slot[4 * i + row]
+        if a < 0:
+            continue
+        for k in range(excl_first[a], excl_first[a + 1]):
+            s = slot_of_atom[excl_other[k]]
+            if s >> 3 == j and excl_shift[k] == shift:
+                word |= np.uint32(1) << np.uint32(8 * row + (s & 7))
+    return word
+
+
+@numba.njit(cache=True, parallel=True, error_model="numpy")  # type: ignore[misc]
+def _build(x, y, z, box, images, grid, height, reach, first, half, whole, flow, fhigh, tall, holds, origin,
+           atom_of_slot, slot_of_atom, excl_first, excl_other, excl_shift, reach2,
+           row_first, run_range, run_image, j_list, j_mask, need):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Write the rows of each chunk of i-clusters; `need[chunk]` says how many runs and tiles it takes, stored or not."""
+    chunks, i_clusters = need.shape[0], atom_of_slot.size // 4
+    most = j_list.shape[1]
+    for chunk in numba.prange(chunks):
+        runs, tiles = 0, 0
+        key = np.empty(most, np.int64)
+        found = np.empty(most, np.int32)
+        words = np.empty(most, np.uint32)
+        least, greatest = np.zeros(3, np.int64), np.zeros(3, np.int64)
+        for i in range(chunk * i_clusters // chunks, (chunk + 1) * i_clusters // chunks):
+            row_first[i, 0] = runs
+            row_first[i, 1] = runs
+            if holds[i] == 0:
+                continue
+            own = i >> 1
+            n = 0
+            for d in range(3):  # which images of this cluster come within reach of the box
+                least[d] = -images[d] if (1.0 - fhigh[i, d]) * height[d] <= reach else 0
+                greatest[d] = images[d] if flow[i, d] * height[d] <= reach else 0
+            has_exclusions = False
+            for row in range(4):
+                a = atom_of_slot[4 * i + row]
+                if a >= 0 and excl_first[a + 1] > excl_first[a]:
+                    has_exclusions = True
+            for sc in range(least[2], greatest[2] + 1):
+                f2, g2 = flow[i, 2] + sc, fhigh[i, 2] + sc
+                for sb in range(least[1], greatest[1] + 1):
+                    f1, g1 = flow[i, 1] + sb, fhigh[i, 1] + sb
+                    b0 = max(0, math.floor((f1 - reach / height[1]) * grid[1]))
+                    b1 = min(grid[1] - 1, math.floor((g1 + reach / height[1]) * grid[1]))
+                    for sa in range(least[0], greatest[0] + 1):
+                        f0, g0 = flow[i, 0] + sa, fhigh[i, 0] + sa
+                        a0 = max(0, math.floor((f0 - reach / height[0]) * grid[0]))
+                        a1 = min(grid[0] - 1, math.floor((g0 + reach / height[0]) * grid[0]))
+                        shift = (sa + 1) * 9 + (sb + 1) * 3 + sc + 1
+                        vx = sa * box[0, 0] + sb * box[1, 0] + sc * box[2, 0]
+                        vy = sb * box[1, 1] + sc * box[2, 1]
+                        vz = sc * box[2, 2]
+                        mx, my, mz = half[i, 0] + vx, half[i, 1] + vy, half[i, 2] + vz
+                        hx, hy, hz = half[i, 3], half[i, 4], half[i, 5]
+                        bottom, top = f2 - reach / height[2], g2 + reach / height[2]
+                        for a in range(a0, a1 + 1):
+                            for b in range(b0, b1 + 1):
+                                c = numba.uint64(a * grid[1] + b)
+                                begin, end = max(first[c] >> 3, own), first[c + numba.uint64(1)] >> 3
+                                if begin >= end:
+                                    continue
+                                for j in range(_first_above(tall, begin, end, bottom), end):
+                                    w = numba.uint64(j)
+                                    if tall[w, 0] > top:
+                                        break
+                                    ex = max(abs(mx - whole[w, 0]) - hx - whole[w, 3], 0.0)
+                                    ey = max(abs(my - whole[w, 1]) - hy - whole[w, 4], 0.0)
+                                    ez = max(abs(mz - whole[w, 2]) - hz - whole[w, 5], 0.0)
+                                    if ex * ex + ey * ey + ez * ez >= reach * reach:
+                                        continue
+                                    if holds[i] + tall[w, 2] < 3 or (j == own and shift != 13):
+                                        continue
+                                    dx = x.dtype.type(origin[own, 0] + vx - origin[j, 0])
+                                    dy = x.dtype.type(origin[own, 1] + vy - origin[j, 1])
+                                    dz = x.dtype.type(origin[own, 2] + vz - origin[j, 2])
+                                    if not _touch(x, y, z, i, j, dx, dy, dz, reach2):
+                                        continue
+                                    word = np.uint32(0)
+                                    if has_exclusions:
+                                        word = _excluded(
+                                            i, j, shift, atom_of_slot, slot_of_atom, excl_first, excl_other, excl_shift
+                                        )
+                                    if j == own:  # pairs j > i only
+                                        for row in range(4):
+                                            word |= np.uint32((2 << (row + 4 * (i & 1))) - 1) << np.uint32(8 * row)
+                                    if n < most:
+                                        key[n] = (np.int64(origin[j, 3]) * 27 + shift) * 2 + (0 if word != 0 else 1)
+                                        found[n] = j
+                                        words[n] = word
+                                    n += 1
+            stored = tiles + n <= most and runs + n <= run_range.shape[1]
+            if stored:
+                for k in range(1, n):  # insertion sort by run: they come nearly sorted
+                    kk, jj, ww = key[k], found[k], words[k]
+                    p = k - 1
+                    while p >= 0 and key[p] > kk:
+                        key[p + 1], found[p + 1], words[p + 1] = key[p], found[p], words[p]
+                        p -= 1
+                    key[p + 1], found[p + 1], words[p + 1] = kk, jj, ww
+                for k in range(n):
+                    if k == 0 or key[k] >> 1 != key[k - 1] >> 1:
+                        run_image[chunk, runs] = (key[k] >> 1) % 27
+                        run_range[chunk, runs, 0] = tiles
+                        run_range[chunk, runs, 1] = tiles
+                        runs += 1
+                    j_list[chunk, tiles] = found[k]
+                    j_mask[chunk, tiles] = ~words[k]
+                    tiles += 1
+                    if words[k] != 0:
+                        run_range[chunk, runs - 1, 1] = tiles
+                    run_range[chunk, runs - 1, 2] = tiles
+            else:
+                tiles += n
+                runs += n
+            row_first[i, 1] = runs
+        need[chunk, 0], need[chunk, 1] = runs, tiles
+
+
+class ClusterList:
+    """The list, and the particles in its order.
+
+    Args:
+        reach_nm: list radius: cutoff plus skin.
+        skin_nm: how much larger than the cutoff it is.
+        precision: "mixed" (float32 slots) or "double".
+        exclusions: (m, 2) pairs of rows left out, in their nearest image.
+        images: along which box vectors there are periodic images; default: all when the state is periodic.
+    """
+
+    def __init__(
+        self,
+        reach_nm: float,
+        skin_nm: float,
+        precision: str,
+        exclusions: Index | None = None,
+        images: tuple[bool, bool, bool] | None = None,
+    ) -> None:
+        self.reach, self.skin, self.images = reach_nm, skin_nm, images
+        self.dtype = np.float32 if precision == "mixed" else np.float64
+        self.exclusions = np.zeros((0, 2), np.int32) if exclusions is None else exclusions
+        self.threads = int(numba.get_num_threads())
+        self.chunks = CHUNKS_PER_THREAD * self.threads
+        self._tiles, self._runs = 0, 0
+        self._partners = np.zeros((0, 2), np.int32)
+
+    def build(self, state: State) -> None:
+        """Sort the particles and write the list anew.
+
+        Raises:
+            InputError: the periodic box is smaller than twice the list radius.
+        """
+        images = np.array(self.images if self.images is not None else (state.periodic,) * 3, np.int64)
+        box = state.box_33.copy() if state.periodic else np.eye(3)
+        if images.any():
+            check_reach(box, self.reach, "the pair list (cutoff + skin)")
+        self._box = box
+        self._sort(state, images)
+        _bases(self.origin, self.wrap, box, self.atom_of_slot, self.base)
+        self.pack(state)
+        self._exclude(state)
+        self._rows(images)
+        self._aim()
+
+    def pack(self, state: State) -> None:
+        """Bring the positions into the slots, and the list to the present box."""
+        if state.periodic and not np.array_equal(state.box_33, self._box):
+            self._box = state.box_33.copy()
+            _bases(self.origin, self.wrap, self._box, self.atom_of_slot, self.base)
+            self._aim()
+        pack(state.position_n3, self.base, self.atom_of_slot, self.x, self.y, self.z)
+
+    def _aim(self) -> None:
+        _shifts(self.origin, self._box, self.row_first, self.run_image, self.run_range, self.run_shift, self.j_list)
+
+    def _sort(self, state: State, images: Any) -> None:
+        position, n, box = state.position_n3, len(state.position_n3), self._box
+        inverse = np.linalg.inv(box)
+        low, span = np.zeros(3), np.ones(3)
+        for d in np.flatnonzero(images == 0):
+            values = position @ inverse[:, d]
+            low[d] = values.min()
+            span[d] = max(values.max() - low[d], 1e-3) * (1 + 1e-9)
+        lengths = span / np.linalg.norm(inverse, axis=0)  # heights of the region that holds particles
+        width = COLUMN_WIDTH * (np.prod(lengths) / n) ** (1 / 3)
+        grid = np.maximum(1, np.rint(lengths[:2] / width)).astype(np.int64)
+        self.blocks = np.maximum(1, np.rint(lengths / (BLOCK_REACHES * self.reach))).astype(np.int64)
+        frac, wrap, column = np.empty((n, 3)), np.empty((n, 3), np.int32), np.empty(n, np.int64)
+        _fractions(position, inverse, images, grid, low, span, frac, wrap, column)
+        cells = int(grid.prod())
+        first, filled, order = np.zeros(cells + 1, np.int64), np.zeros(cells + 1, np.int64), np.empty(n, np.int64)
+        slots = _count_columns(column, first, filled, order)
+        self.slots, self.grid, self.first, self.height, self.wrap = slots, grid, first, lengths, wrap
+        self.atom_of_slot, self.slot_of_atom = np.empty(slots, np.int32), np.empty(n, np.int32)
+        _fill_columns(frac, first, filled, order, self.atom_of_slot, self.slot_of_atom)
+        halves = slots // 4
+        self.bounds = tuple(
+            np.empty(shape) for shape in ((halves, 6), (slots // 8, 6), (halves, 3), (halves, 3), (slots // 8, 3))
+        )
+        self.holds, self.origin, self.base = np.empty(halves, np.int8), np.empty((slots // 8, 4)), np.empty((slots, 3))
+        args = (self.atom_of_slot, *self.bounds, self.holds, self.blocks, low, span, self.origin)
+        _bound(position, wrap, frac, box, state.owned, *args)
+        self.x, self.y, self.z = (np.empty(slots, self.dtype) for _ in range(3))
+
+    def _exclude(self, state: State) -> None:
+        """Find the image under which excluded partners are nearest; rows of partners are made once."""
+        if len(self._partners) == 0:
+            both_ways = np.concatenate([self.exclusions, self.exclusions[:, ::-1]])
+            self._partners = np.ascontiguousarray(both_ways[np.argsort(both_ways[:, 0], kind="stable")])
+            counts = np.bincount(self._partners[:, 0], minlength=len(state.position_n3))
+            self._partner_first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        i, j = self._partners[:, 0], self._partners[:, 1]
+        away = state.position_n3[i] - state.position_n3[j]
+        near = np.zeros((len(i), 3), np.int64)
+        for d in (2, 1, 0) if state.periodic else ():
+            near[:, d] = np.floor(away[:, d] / self._box[d, d] + 0.5)
+            away -= near[:, d, None] * self._box[d]
+        image = self.wrap[i].astype(np.int64) - self.wrap[j] - near + 1
+        self._partner_image = image @ np.array([9, 3, 1])
+
+    def _rows(self, images: Any) -> None:
+        i_clusters = self.slots // 4
+        need = np.zeros((self.chunks, 2), np.int64)
+        reach2 = self.dtype(self.reach**2 * (1 + 1e-6))
+        self.row_first = np.empty((i_clusters, 2), np.int64)
+        if self._tiles == 0:
+            self._grow(16 * (i_clusters // self.chunks + 16), 64 * (i_clusters // self.chunks + 16))
+        while True:
+            args = (self.x, self.y, self.z, self._box, images, self.grid, self.height, self.reach, self.first, *self.bounds)
+            args += (self.holds, self.origin, self.atom_of_slot, self.slot_of_atom)
+            args += (self._partner_first, self._partners[:, 1].copy(), self._partner_image, reach2)
+            _build(*args, self.row_first, self.run_range, self.run_image, self.j_list, self.j_mask, need)
+            runs, tiles = need.max(axis=0)
+            if runs <= self._runs and tiles <= self._tiles:
+                break
+            self._grow(int(1.3 * max(runs, self._runs)), int(1.3 * max(tiles, self._tiles)))
+        self.tiles = int(need[:, 1].sum())
+        share = np.concatenate([[0], np.cumsum(need[:, 1])]) / max(1, self.tiles)
+        self.parts = np.searchsorted(share, np.arange(self.threads + 1) / self.threads, side="left").astype(np.int64)
+        self.parts[0], self.parts[-1] = 0, self.chunks
+
+    def _grow(self, runs: int, tiles: int) -> None:
+        self._runs, self._tiles = runs, tiles
+        self.j_list, self.j_mask = np.empty((self.chunks, tiles), np.int32), np.empty((self.chunks, tiles), np.uint32)
+        self.run_range, self.run_image = np.empty((self.chunks, runs, 3), np.int32), np.empty((self.chunks, runs), np.int8)
+        self.run_shift = np.empty((self.chunks, runs, 3), self.dtype)

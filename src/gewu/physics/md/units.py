@@ -1,0 +1,29 @@
+"""The units of this room, and how others become them.
+
+Length nm, time ps, mass u, energy kJ/mol = u nm^2/ps^2, charge e, temperature K, so force = kJ/mol/nm and velocity = nm/ps
+need no factor anywhere.  Pressure is kJ/mol/nm^3 inside and bar at the boundary.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gewu.core.units import AVOGADRO_PER_MOL, BOLTZMANN_J_PER_K, CALORIE_J, ELEMENTARY_CHARGE_C
+
+BOLTZMANN: Final = BOLTZMANN_J_PER_K * AVOGADRO_PER_MOL * 1e-3
+"""kJ/mol/K."""
+VACUUM_PERMITTIVITY_F_PER_M: Final = 8.8541878128e-12
+COULOMB: Final = ELEMENTARY_CHARGE_C**2 * AVOGADRO_PER_MOL / (4 * 3.141592653589793 * VACUUM_PERMITTIVITY_F_PER_M) * 1e6
+"""e^2 / (4 pi eps0) in kJ/mol nm: 138.935458."""
+BAR: Final = 1e5 * 1e-27 * AVOGADRO_PER_MOL * 1e-3
+"""One bar in kJ/mol/nm^3."""
+EV: Final = ELEMENTARY_CHARGE_C * AVOGADRO_PER_MOL * 1e-3
+"""One eV in kJ/mol."""
+KCAL: Final = CALORIE_J
+"""One kcal/mol in kJ/mol."""
+ANGSTROM: Final = 0.1
+"""One angstrom in nm."""
+AMBER_CHARGE: Final = 18.2223
+"""Charges in AMBER files are multiplied by this number, the square root of their Coulomb constant in kcal/mol A."""
+DEBYE: Final = 0.020819434
+"""One debye in e nm."""
