@@ -6,6 +6,9 @@ STAMP  := $(VENV)/.installed
 TOPIC  ?= dft
 # SG15 pseudopotentials (UPF) for `make bench TOPIC=dft`; the benchmark says so and skips when the folder is absent.
 PSEUDO ?= ../shared/data/dft/sg15_pbe
+# `make bench TOPIC=md`: where bench.md.peers puts LAMMPS, OpenMM and a GROMACS built here; folder with LAMMPS' Cu_u3.eam.
+PEERS      ?= bench/md/work/peers
+POTENTIALS ?= ../shared/data/md/eam
 
 # One thread a process unless the caller says otherwise: gewu sets its own threads from the job, and two pools never meet.
 export OMP_NUM_THREADS ?= 1
@@ -17,12 +20,13 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export OMPI_MCA_rmaps_base_oversubscribe := 1
 
-.PHONY: help demo test test-slow check format bench docs clean
+.PHONY: help demo test test-slow check format bench drift scaling clean
 help:
 	@echo "make demo          bands of silicon from first principles, and a page that shows them"
 	@echo "make test          all tests but the slow ones;  make test-slow: those too"
 	@echo "make check         format, lint, types, generated docs"
-	@echo "make bench TOPIC=dft   measure against the peer, write bench/dft/latest.json and docs/performance.md"
+	@echo "make bench TOPIC=dft   measure against the peer, write bench/dft/latest.json and docs/performance.md; TOPIC=md likewise"
+	@echo "make drift | scaling   molecular dynamics: energy drift over 100,000 steps; speed by atoms and ranks (half an hour each)"
 	@echo "make format | clean"
 
 $(STAMP): pyproject.toml
@@ -66,7 +70,14 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(if $(filter dft,$(TOPIC)),$(call debian,pw.x,quantum-espresso libopenblas0-pthread,the comparison with pw.x))
-	$(BIN)/python -m bench.run $(TOPIC) --pseudo $(PSEUDO)
+	$(if $(filter md,$(TOPIC)),$(call debian,gmx,gromacs,the comparison with GROMACS))
+	$(if $(filter md,$(TOPIC)),$(BIN)/python -m bench.md.peers $(PEERS) || echo "a peer could not be made")
+	$(BIN)/python -m bench.run $(TOPIC) --pseudo $(PSEUDO) --peers $(PEERS) --potentials $(POTENTIALS)
+	$(BIN)/python tools/make_performance.py
+
+drift scaling: $(STAMP)
+	$(call debian,mpirun,openmpi-bin,speed by ranks)
+	$(BIN)/python -m bench.md.$@
 	$(BIN)/python tools/make_performance.py
 
 clean:

@@ -9,8 +9,8 @@ import numpy as np
 
 from gewu.formats.eam import EamTables
 from gewu.formats.potentials import STILLINGER_WEBER, TERSOFF, Triplets
+from gewu.formats.zhou import zhou_tables
 from gewu.physics.md.state import State
-from gewu.physics.md.zhou import zhou_tables
 
 FCC = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 DIAMOND = np.concatenate([FCC, FCC + 0.25])

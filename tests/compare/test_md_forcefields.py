@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from gewu.formats.amber import read_prmtop, read_rst7
+from gewu.formats.forcefield import from_amber, from_gromacs, rigid
+from gewu.formats.forcefield.system import System
 from gewu.formats.gromacs import read_gro, read_top
 from gewu.physics.md.bonded import Bonded
-from gewu.physics.md.forcefield import from_amber, from_gromacs, rigid
-from gewu.physics.md.parts import System
 from gewu.physics.md.state import new_state
 from gewu.physics.md.units import COULOMB
 

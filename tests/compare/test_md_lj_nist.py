@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from gewu.physics.md.pairs import NonBonded
-from gewu.physics.md.plain import PlainPairs, brute_force, dispersion_correction
+from gewu.physics.md.plain import PlainPairs, dispersion_correction
 from gewu.physics.md.state import State, Topology, new_state
+from tests.mdreference import brute_force
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "md"
 SCHEMES = {"rc3": NonBonded(3.0, "cut"), "rc4": NonBonded(4.0, "cut"), "lfs3": NonBonded(3.0, "force-shift")}

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gewu.physics.md.ewald import Ewald, real_space
 from gewu.physics.md.pme import Pme
 from gewu.physics.md.state import State, Topology, new_state
 from gewu.physics.md.units import COULOMB
+from tests.mdreference import Ewald, real_space
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "md"
 TABLE = DATA / "nist_spce_reference.json"

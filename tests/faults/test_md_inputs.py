@@ -15,11 +15,11 @@ from scipy.io import netcdf_file
 from gewu.core.errors import InputError
 from gewu.formats.amber import read_prmtop, read_rst7
 from gewu.formats.dcd import DcdWriter, read_dcd
+from gewu.formats.forcefield import from_amber, from_gromacs, from_lammps
 from gewu.formats.gromacs import read_gro, read_top
 from gewu.formats.h5md import H5mdWriter, read_h5md
 from gewu.formats.lammps import read_lammps
 from gewu.formats.pdb import read_mmcif, read_pdb
-from gewu.physics.md.forcefield import from_amber, from_gromacs, from_lammps
 from gewu.physics.md.state import new_state
 from tests.data import md_synthetic as synthetic
 from tests.faults.faultlib import Killer, mutations

@@ -20,13 +20,15 @@ import pytest
 from numpy.polynomial import polynomial
 from scipy.special import erf, erfc
 
+from gewu.core.erfc import E0, G0, ewald_polynomials, smooth_energy, smooth_force
 from gewu.core.errors import InputError
+from gewu.core.splines import b_spline_table
 from gewu.physics.md import bspline
-from gewu.physics.md.erfc import E0, G0, ewald_polynomials, smooth_energy, smooth_force
-from gewu.physics.md.ewald import NAME, Ewald, Exclusions, choose_alpha, real_space
+from gewu.physics.md.ewald import NAME, Exclusions, choose_alpha
 from gewu.physics.md.pme import Pme, choose_grid
 from gewu.physics.md.state import Evaluation, State, Topology, new_state
 from gewu.physics.md.units import COULOMB
+from tests.mdreference import Ewald, real_space
 
 ALPHA = 3.5  # 1/nm: erfc(alpha 0.9 nm) = 8e-6, what everyone uses
 GRID = (16, 18, 20)
@@ -404,7 +406,7 @@ def on_device(where: str) -> Arrays:
     """Run the plain kernels on a device."""
     topology, state, potential = charges_and_potential()
     mesh, force = np.zeros(potential.size, np.int64), np.zeros((len(topology), 3))
-    common = state.position_n3, state.charge_n, np.linalg.inv(state.box_33), bspline.spline_table(4), np.array(potential.shape)
+    common = state.position_n3, state.charge_n, np.linalg.inv(state.box_33), b_spline_table(4), np.array(potential.shape)
     bspline.spread_fixed.launch(where, len(topology), *common, mesh)
     bspline.gather_plain.launch(where, len(topology), *common, potential.reshape(-1), force)
     energy, virial = Exclusions(topology, ALPHA, where=where).add(state, True)
@@ -415,7 +417,7 @@ def in_vectors() -> Arrays:
     """Do the same with the vector code."""
     topology, state, potential = charges_and_potential()
     n, mesh, force = len(topology), np.zeros_like(potential), np.zeros((len(topology), 3))
-    work = np.zeros((1, 15, 15, 18)), np.zeros(n, np.int64), np.zeros((n, 3)), bspline.spline_table(4).reshape(-1), (0,) * 4
+    work = np.zeros((1, 15, 15, 18)), np.zeros(n, np.int64), np.zeros((n, 3)), b_spline_table(4).reshape(-1), (0,) * 4
     inverse = np.linalg.inv(state.box_33)
     bspline.spread(state.position_n3, state.charge_n, inverse, mesh, *work)
     bspline.gather(state.charge_n, inverse, potential, *work, force)
@@ -427,7 +429,8 @@ def in_vectors() -> Arrays:
 def test_plain_kernels_on_every_device(where: str, tmp_path: Path) -> None:
     if where == "cuda-simulator":
         env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")} | {"NUMBA_ENABLE_CUDASIM": "1"}
-        env |= {"PYTHONPATH": str(Path(bspline.__file__).resolve().parents[3]), "PYTHONDONTWRITEBYTECODE": "1"}
+        path = os.pathsep.join([str(Path(bspline.__file__).resolve().parents[3]), str(Path(__file__).parents[2])])
+        env |= {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-W", "error", __file__, str(tmp_path / "found.npz")]
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from gewu.core.errors import ConvergenceError, InputError
+from gewu.physics.md.barostat import MartynaTobiasKlein
+from gewu.physics.md.integrate import VelocityVerlet
 from gewu.physics.md.model import Model
 from gewu.physics.md.pairs import NonBonded
 from gewu.physics.md.plain import PlainPairs
@@ -92,6 +94,63 @@ def test_an_ase_calculator_as_a_term() -> None:
     assert found.energies == {"potential": pytest.approx(expected.potential, rel=1e-11)}
     assert np.allclose(state.force_n3, force, rtol=0, atol=1e-11 * np.abs(force).max())
     assert np.allclose(found.virial_33, expected.virial_33, rtol=0, atol=1e-11 * np.abs(expected.virial_33).max())
+
+
+def hot_copper() -> Any:
+    """Return 32 moving copper atoms with ASE's effective-medium potential, in a turned and sheared cell."""
+    atoms = pytest.importorskip("ase.build").bulk("Cu", cubic=True).repeat((2, 2, 2))
+    rng = np.random.default_rng(4)
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    turn *= np.sign(np.linalg.det(turn))
+    atoms.set_cell(atoms.cell.array @ np.array([[1, 0, 0], [1.02, 1, 0], [0, 0, 1]]) @ turn)
+    atoms.positions[:] = atoms.positions @ turn
+    atoms.set_velocities(rng.normal(scale=0.02, size=(len(atoms), 3)))
+    atoms.calc = pytest.importorskip("ase.calculators.emt").EMT()
+    return atoms
+
+
+def test_atoms_of_ase_move_as_in_ase() -> None:
+    ours, theirs = hot_copper(), hot_copper()
+    from ase import units
+    from ase.md.verlet import VelocityVerlet as Theirs
+
+    from gewu.physics.md.ase import run_atoms
+
+    Theirs(theirs, timestep=2 * units.fs).run(20)
+    rows = run_atoms(ours, 20, VelocityVerlet(0.002), every=5)
+    # constants of other years differ by 1e-8
+    assert np.allclose(ours.positions, theirs.positions, rtol=0, atol=1e-7)
+    assert np.allclose(ours.get_velocities(), theirs.get_velocities(), rtol=0, atol=1e-7)
+    assert np.allclose(ours.cell.array, theirs.cell.array, rtol=0, atol=1e-12)
+    assert rows[-1, 0] == pytest.approx(0.04) and rows[-1, 1] == pytest.approx(theirs.get_potential_energy(), abs=1e-6)
+    assert rows[-1, 2] == pytest.approx(theirs.get_kinetic_energy(), rel=1e-6)
+    assert np.ptp(rows[:, 3]) < 1e-2 * np.ptp(rows[:, 1])  # energy goes to and fro, its sum stays: order (omega dt)^2 = 0.5 %
+
+
+def test_a_barostat_changes_the_cell_of_ase() -> None:
+    atoms = hot_copper()
+    from gewu.physics.md.ase import run_atoms
+
+    before, volume = atoms.get_scaled_positions(wrap=False), atoms.get_volume()
+    angles = atoms.cell.angles()
+    rows = run_atoms(atoms, 20, MartynaTobiasKlein(0.002, 300.0, 0.1, 6000.0, 0.1))  # 100 kbar
+    assert atoms.get_volume() < 0.995 * volume
+    assert np.allclose(atoms.cell.angles(), angles, rtol=0, atol=1e-9)
+    assert np.abs(atoms.get_scaled_positions(wrap=False) - before).max() < 0.05  # atoms went with the cell
+    assert np.isfinite(rows).all()
+
+
+def test_atoms_that_cannot_move() -> None:
+    atoms = hot_copper()
+    from gewu.physics.md.ase import run_atoms
+
+    atoms.set_constraint(pytest.importorskip("ase.constraints").FixAtoms([0]))
+    with pytest.raises(InputError, match="FixAtoms"):
+        run_atoms(atoms, 1, VelocityVerlet(0.002))
+    atoms.set_constraint()
+    atoms.calc = None
+    with pytest.raises(InputError, match="no calculator"):
+        run_atoms(atoms, 1, VelocityVerlet(0.002))
 
 
 def test_what_ase_allows_and_gewu_does_not() -> None:

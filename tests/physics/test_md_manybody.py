@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from gewu.core.errors import ConvergenceError, InputError
+from gewu.core.splines import local_cubic
 from gewu.formats.potentials import STILLINGER_WEBER, Triplets
-from gewu.physics.md.eam import Eam, local_cubic
+from gewu.formats.zhou import METALS, zhou_tables
+from gewu.physics.md.eam import Eam
 from gewu.physics.md.manybody import stillinger_weber, tersoff
 from gewu.physics.md.state import State
 from gewu.physics.md.units import EV
 from gewu.physics.md.verlet import Verlet
-from gewu.physics.md.zhou import METALS, zhou_tables
 from tests.manybodytools import (
     DIAMOND,
     FCC,

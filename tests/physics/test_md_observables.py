@@ -20,7 +20,8 @@ import pytest
 from gewu.core import kernel as kernel_module
 from gewu.core.checkpoint import dump, load
 from gewu.core.errors import InputError
-from gewu.physics.md.observables import BlockAverages, Dielectric, Rdf, TimeCorrelation, density, finite_size_diffusion
+from gewu.core.statistics import BlockAverages
+from gewu.physics.md.observables import Dielectric, Rdf, TimeCorrelation, density, finite_size_diffusion
 from gewu.physics.md.state import Array, State
 from gewu.physics.md.units import BOLTZMANN, COULOMB
 

@@ -10,9 +10,9 @@ import pytest
 from gewu.core.errors import InputError
 from gewu.physics.md.cells import ClusterList
 from gewu.physics.md.pairs import LennardJones, NonBonded, Pairs
-from gewu.physics.md.plain import brute_force
 from gewu.physics.md.state import new_state
 from tests import mdtools
+from tests.mdreference import brute_force
 
 RC, SKIN = 0.9, 0.1
 KINDS = {
@@ -46,6 +46,24 @@ def test_forces_energies_and_virial_are_those_of_the_sum_over_all_pairs(kind: st
     state.force_n3[:] = 0.0
     assert pairs.compute(state, False) is None
     assert mdtools.rms_error(state.force_n3, forces) < FORCE_ERROR[precision]  # the kernel without energies is another one
+
+
+def test_many_types_are_looked_up() -> None:
+    """Five types, each row of the table different, so a wrong index shows."""
+    rng = np.random.default_rng(11)
+    sigma, epsilon = 0.2 + 0.1 * rng.random((5, 5)), 0.2 + rng.random((5, 5))
+    topology = replace(
+        mdtools.mixture(400, "table"),
+        type_n=rng.integers(0, 5, 400).astype(np.int32),
+        type_names=tuple("ABCDE"),
+        sigma_tt=(sigma + sigma.T) / 2,
+        epsilon_tt=(epsilon + epsilon.T) / 2,
+    )
+    state = mdtools.shaken(topology)
+    settings = KINDS["table"][1]
+    _, force = brute_force(state, topology, settings)
+    _, forces = mdtools.evaluate(Pairs(topology, settings, SKIN, "double"), state)
+    assert mdtools.rms_error(forces, force) < FORCE_ERROR["double"]
 
 
 def test_vacuum_needs_no_box() -> None:

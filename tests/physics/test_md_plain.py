@@ -21,9 +21,10 @@ from scipy.special import erfc
 from gewu.core import kernel as kernel_module
 from gewu.core.errors import ConvergenceError, InputError
 from gewu.physics.md.pairs import NonBonded
-from gewu.physics.md.plain import DispersionCorrection, PlainPairs, brute_force, dispersion_correction
+from gewu.physics.md.plain import DispersionCorrection, PlainPairs, dispersion_correction
 from gewu.physics.md.state import Array, State, Topology, new_state
 from gewu.physics.md.units import COULOMB
+from tests.mdreference import brute_force
 
 BOX = np.array([[2.5, 0.0, 0.0], [0.9, 2.4, 0.0], [-0.8, 0.7, 2.3]])
 RC = 0.9
@@ -84,7 +85,8 @@ def test_list_and_loop_give_the_double_sum(device: str, n: int, tmp_path: Path) 
         pytest.skip("no CUDA device")
     if device == "cuda-simulator":
         env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")} | {"NUMBA_ENABLE_CUDASIM": "1"}
-        env |= {"PYTHONPATH": str(Path(kernel_module.__file__).resolve().parents[2])}
+        paths = (Path(kernel_module.__file__).resolve().parents[2], Path(__file__).resolve().parents[2])
+        env |= {"PYTHONPATH": os.pathsep.join(map(str, paths))}
         run = [sys.executable, "-W", "error", __file__, str(tmp_path / "found.npz"), str(n)]
         done = subprocess.run(run, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -13,15 +13,15 @@ from scipy.io import netcdf_file
 from gewu.core.errors import InputError, StoreError
 from gewu.formats.amber import AMBER_VELOCITY, read_prmtop, read_rst7
 from gewu.formats.dcd import DcdWriter, read_dcd
+from gewu.formats.forcefield import from_amber, from_gromacs, from_lammps, lennard_jones, reduced_box, rigid, whole
+from gewu.formats.forcefield.graph import cell_of, molecules, within_bonds
+from gewu.formats.forcefield.system import System
+from gewu.formats.forcefield.water import MODELS, U_PER_NM3, merge, solvate, water_box, water_topology
 from gewu.formats.gromacs import Gro, gro_bytes, read_gro, read_top
 from gewu.formats.h5md import H5mdWriter, read_h5md
 from gewu.formats.lammps import read_lammps
 from gewu.formats.pdb import pdb_bytes, read_mmcif, read_pdb
-from gewu.physics.md.forcefield import from_amber, from_gromacs, from_lammps, lennard_jones, reduced_box, rigid, whole
-from gewu.physics.md.graph import cell_of, molecules, within_bonds
-from gewu.physics.md.parts import System
 from gewu.physics.md.state import Topology, new_state
-from gewu.physics.md.water import MODELS, U_PER_NM3, merge, solvate, water_box, water_topology
 from tests.data import md_synthetic as synthetic
 
 ROUND = 1e-8  # prmtop files give nine digits

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gewu.core.random import philox_three_normals
 from gewu.physics.md.kinetics import (
     ROWS,
     kinetic_energy,
@@ -15,7 +16,6 @@ from gewu.physics.md.kinetics import (
     maxwell_boltzmann,
     remove_drift,
     temperature,
-    three_normals,
 )
 from gewu.physics.md.state import State, Topology, new_state
 from gewu.physics.md.units import BOLTZMANN
@@ -112,6 +112,6 @@ def test_velocities_obey_the_constraints_at_the_temperature() -> None:
 
 def test_normals_are_finite_at_the_ends_of_the_words() -> None:
     """The smallest and the largest word must not give log(0)."""
-    samples = np.array([three_normals(1, 2, i) for i in range(300)])
+    samples = np.array([philox_three_normals(1, 2, i) for i in range(300)])
     assert np.isfinite(samples).all() and abs(samples.mean()) < 4 / np.sqrt(samples.size)
     assert -2.0 * np.log((0 + 0.5) * 2.0**-32) < 6.8**2 and -2.0 * np.log((2.0**32 - 1 + 0.5) * 2.0**-32) > 0.0

@@ -8,4 +8,7 @@ The files, in the order to read them:
     machine, ranks              cores, memory, threads; MPI and its serial twin
     arrays, namespace           array programs on CPU and GPU;  hostfft, fftw: their transforms on CPUs
     kernel, device, random      one loop body for reference, CPU and CUDA; counter-based random numbers
+    simd, lanes, mesh, vector   explicit vectors for CPU inner loops: tiles of pairs, scattered neighbours, patches of a mesh
+    splines, erfc, statistics   tables, Ewald's smooth functions, errors of means
+    bricks, growing             a box cut between ranks; files that grow
 """

@@ -26,14 +26,16 @@ _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_DIRECTORY_SYNC: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
-def _storage_error(error: OSError, path: str | Path, verb: str) -> GewuError:
+def storage_error(error: OSError, path: str | Path, verb: str) -> GewuError:
+    """Return the error to raise for what the system refused: `ResourceError` for a full disk, `StoreError` for all else."""
     reason = error.strerror or str(error)
     if error.errno in _FULL:
         return ResourceError(f"cannot be {verb}: {reason}", file=path, hint="free space on this disk or choose another directory")
     return StoreError(f"cannot be {verb}: {reason}", file=path)
 
 
-def _write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+    """Write every byte, in as many calls as the system asks for."""
     view = memoryview(data).cast("B")
     while view:
         written = os.write(descriptor, view)
@@ -73,7 +75,7 @@ def write_atomic(path: str | Path, data: bytes | bytearray | memoryview) -> str:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             try:
-                _write_all(descriptor, data)
+                write_all(descriptor, data)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -83,7 +85,7 @@ def write_atomic(path: str | Path, data: bytes | bytearray | memoryview) -> str:
             raise
         _sync_directory(path.parent)
     except OSError as error:
-        raise _storage_error(error, path, "written") from error
+        raise storage_error(error, path, "written") from error
     except ValueError as error:  # a NUL or an unencodable character in the name
         raise StoreError(f"is not a usable file name: {error}", value=str(path)) from error
     return hashlib.sha256(data).hexdigest()
@@ -112,7 +114,7 @@ def sha256_of(path: str | Path) -> str:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise _storage_error(error, path, "read") from error
+        raise storage_error(error, path, "read") from error
 
 
 def read_capped(path: str | Path, limit_bytes: int) -> bytes:
@@ -175,7 +177,7 @@ class LineLog:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             self._drop_partial_line()
         except OSError as error:
-            raise _storage_error(error, self.path, "opened") from error
+            raise storage_error(error, self.path, "opened") from error
 
     def _drop_partial_line(self) -> None:
         end = os.fstat(self._descriptor).st_size
@@ -200,14 +202,14 @@ class LineLog:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             self._drop_partial_line()
-            raise _storage_error(error, self.path, "written") from error
+            raise storage_error(error, self.path, "written") from error
 
     def sync(self) -> None:
         """Flush what was written to the disk."""
         try:
             os.fsync(self._descriptor)
         except OSError as error:
-            raise _storage_error(error, self.path, "written") from error
+            raise storage_error(error, self.path, "written") from error
 
     def close(self) -> None:
         """Flush to the disk and close."""
@@ -234,7 +236,7 @@ class DirectoryLock:
             while self._descriptor < 0:
                 self._descriptor = self._try_once()
         except OSError as error:
-            raise _storage_error(error, self.path, "locked") from error
+            raise storage_error(error, self.path, "locked") from error
         return self
 
     def _try_once(self) -> int:
@@ -246,7 +248,7 @@ class DirectoryLock:
                 os.close(descriptor)
                 return -1
             os.ftruncate(descriptor, 0)
-            _write_all(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            write_all(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace") or "another process"
             os.close(descriptor)

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from gewu.core.errors import StoreError
-from gewu.core.files import _storage_error, _write_all
+from gewu.core.files import storage_error, write_all
 
 
 class GrowingFile:
@@ -36,7 +36,7 @@ class GrowingFile:
                 os.ftruncate(self._descriptor, keep)
                 os.lseek(self._descriptor, keep, os.SEEK_SET)
         except OSError as error:
-            raise _storage_error(error, self.path, "opened") from error
+            raise storage_error(error, self.path, "opened") from error
         if size < keep:
             os.close(self._descriptor)
             raise StoreError("is shorter than the checkpoint says", file=path, value=size, allowed=f"{keep} bytes or more")
@@ -44,16 +44,16 @@ class GrowingFile:
     def append(self, data: bytes) -> None:
         """Write `data` at the end."""
         try:
-            _write_all(self._descriptor, data)
+            write_all(self._descriptor, data)
         except OSError as error:
-            raise _storage_error(error, self.path, "written") from error
+            raise storage_error(error, self.path, "written") from error
 
     def patch(self, offset: int, data: bytes) -> None:
         """Replace bytes that are already written."""
         try:
             os.pwrite(self._descriptor, data, offset)
         except OSError as error:
-            raise _storage_error(error, self.path, "written") from error
+            raise storage_error(error, self.path, "written") from error
 
     def head(self, length: int) -> bytes:
         """Return the first bytes."""
@@ -64,7 +64,7 @@ class GrowingFile:
         try:
             os.fsync(self._descriptor)
         except OSError as error:
-            raise _storage_error(error, self.path, "written") from error
+            raise storage_error(error, self.path, "written") from error
 
     def close(self) -> None:
         """Flush and close; closing twice is allowed."""
@@ -73,7 +73,7 @@ class GrowingFile:
             try:
                 os.fsync(descriptor)
             except OSError as error:
-                raise _storage_error(error, self.path, "written") from error
+                raise storage_error(error, self.path, "written") from error
             finally:
                 os.close(descriptor)
 

@@ -38,6 +38,7 @@ _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _LOW, _32, _11 = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(11)
 _ULP = 2.0**-53
+_WORD = 2.0**-32
 _TWO_PI = 2.0 * math.pi
 
 
@@ -74,6 +75,15 @@ def philox_normal_pair(seed: int, stream: int, index: int) -> tuple[float, float
     u0, u1 = philox_uniform_pair(seed, stream, index)
     radius = math.sqrt(-2.0 * math.log(1.0 - u0))
     return radius * math.cos(_TWO_PI * u1), radius * math.sin(_TWO_PI * u1)
+
+
+@device
+def philox_three_normals(seed: int, stream: int, index: int) -> tuple[float, float, float]:
+    """Return three independent standard normals of (seed, stream, index) from one block: 32 bits each, |z| <= 6.7."""
+    w0, w1, w2, w3 = philox_words(seed, stream, index)
+    r0, r1 = math.sqrt(-2.0 * math.log((w0 + 0.5) * _WORD)), math.sqrt(-2.0 * math.log((w2 + 0.5) * _WORD))
+    phi0, phi1 = _TWO_PI * (w1 * _WORD), _TWO_PI * (w3 * _WORD)
+    return r0 * math.cos(phi0), r0 * math.sin(phi0), r1 * math.cos(phi1)
 
 
 def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:

@@ -1,13 +1,13 @@
 """Explicit vectors for CPU inner loops: `Tile`, 4 x 8 numbers that LLVM spreads over whatever registers there are.
 
 A loop over pairs of clusters of particles, 4 rows (particles i) against 8 columns (particles j), does all 32 pairs at once.  A
-tile
-is the LLVM vector <32 x float> or <32 x double>, rows one after the other; LLVM splits it into two or four 512-bit registers, or
-into 256- or 128-bit ones on other machines, so one source serves float32 and float64 and every processor.
+tile is the LLVM vector <32 x float> or <32 x double>, rows one after the other; LLVM splits it into two or four 512-bit
+registers, or into 256- or 128-bit ones on other machines, so one source serves float32 and float64 and every processor.
 
 Inside `numba.njit` functions:
 
     rows(a, s)  columns(a, q)     tile with a[s + row], a[q + column]          fill(x)  the same number everywhere
+    rows_moved(a, s, d)           a[s + row] + d, added in float64 and rounded once
     + - * /  root(t)              per element; `/` and `root` of float32 may be an estimate refined by one Newton step (~1e-7)
     less(t, u)  both(m, n)  bits(k)   masks; `bits` takes a uint32, bit 8 row + column
     keep(m, t)                    t where m, else 0 (also where t is inf or nan)
@@ -17,10 +17,9 @@ Inside `numba.njit` functions:
     subtract_rows(a, s, t)        a[s + row] -= sum over columns
     total(t)                      sum of all, in float64
 
-Arrays must be C-contiguous; indices are not checked.  Float32 sums of 8 or 4 numbers go pairwise and are added to an array of
-either
-width.  Arithmetic carries LLVM's fast flags: operations may be fused and reassociated, so bits depend on the processor, not on
-threads.
+Arrays must be C-contiguous; indices are not checked.  Float32 sums of 8 or 4 numbers go pairwise and are added to an
+array of either width.  Arithmetic carries LLVM's fast flags: operations may be fused and reassociated, so bits depend on the
+processor, not on threads.
 """
 
 from __future__ import annotations
@@ -35,14 +34,13 @@ load_numba()
 
 from llvmlite import ir  # noqa: E402
 from numba import types  # noqa: E402
-from numba.core import cgutils  # noqa: E402
 from numba.extending import intrinsic, models, overload, register_model  # noqa: E402
+
+from gewu.core.vector import FLOATS, INT32, join, lane, pointer, root_of, shuffle, splat  # noqa: E402
 
 ROWS, COLUMNS = 4, 8
 LANES = ROWS * COLUMNS
 _FAST = ("fast",)
-_INT32 = ir.IntType(32)
-_LLVM = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 
 
 class TileType(types.Type):  # type: ignore[misc]
@@ -61,13 +59,13 @@ class MaskType(types.Type):  # type: ignore[misc]
 
 
 MASK = MaskType()
-TILES = {dtype: TileType(dtype) for dtype in _LLVM}
+TILES = {dtype: TileType(dtype) for dtype in FLOATS}
 
 
 @register_model(TileType)
 class _TileModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, kind: TileType) -> None:
-        super().__init__(manager, kind, ir.VectorType(_LLVM[kind.dtype], LANES))
+        super().__init__(manager, kind, ir.VectorType(FLOATS[kind.dtype], LANES))
 
 
 @register_model(MaskType)
@@ -76,25 +74,12 @@ class _MaskModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, kind, ir.VectorType(ir.IntType(1), LANES))
 
 
-def _shuffle(builder: Any, a: Any, order: list[int]) -> Any:
-    return builder.shuffle_vector(a, ir.Constant(a.type, ir.Undefined), ir.Constant(ir.VectorType(_INT32, len(order)), order))
-
-
-def _splat(builder: Any, x: Any, lanes: int) -> Any:
-    kind = ir.VectorType(x.type, lanes)
-    return _shuffle(builder, builder.insert_element(ir.Constant(kind, ir.Undefined), x, ir.Constant(_INT32, 0)), [0] * lanes)
-
-
-def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
-    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
-
-
 def _is_tile(*kinds: Any) -> bool:
     return all(isinstance(kind, TileType) for kind in kinds) and len(set(kinds)) == 1
 
 
 def _is_floats(kind: Any) -> bool:
-    return isinstance(kind, types.Array) and kind.dtype in _LLVM and kind.ndim == 1
+    return isinstance(kind, types.Array) and kind.dtype in FLOATS and kind.ndim == 1
 
 
 def _arithmetic(name: str) -> Callable[..., Any]:
@@ -121,19 +106,15 @@ for _symbol, _name in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator
 @intrinsic
 def root(typing_context: Any, t: Any) -> Any:
     """Return the square roots."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        kind, bits = values[0].type, 32 if t.dtype == types.float32 else 64
-        sqrt = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind]), f"llvm.sqrt.v{LANES}f{bits}")
-        return builder.call(sqrt, values, fastmath=_FAST)
-
-    return (t(t), generate) if _is_tile(t) else None
+    if not _is_tile(t):
+        return None
+    return t(t), lambda context, builder, signature, values: root_of(builder, values[0], _FAST)
 
 
 @intrinsic
 def fill(typing_context: Any, x: Any) -> Any:
     """Return the tile that holds `x` everywhere."""
-    return (TILES[x](x), lambda context, builder, signature, values: _splat(builder, values[0], LANES)) if x in TILES else None
+    return (TILES[x](x), lambda context, builder, signature, values: splat(builder, values[0], LANES)) if x in TILES else None
 
 
 @intrinsic
@@ -141,21 +122,38 @@ def rows(typing_context: Any, a: Any, s: Any) -> Any:
     """Return the tile whose row k holds a[s + k]."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        start = _pointer(context, builder, signature.args[0], values[0], values[1])
-        parts = [_splat(builder, builder.load(builder.gep(start, [ir.Constant(_INT32, k)])), COLUMNS) for k in range(ROWS)]
-        pairs = [_join(builder, parts[0], parts[1]), _join(builder, parts[2], parts[3])]
-        return _join(builder, *pairs)
+        return _stack(builder, _four(context, builder, signature, values))
 
     return (TILES[a.dtype](a, types.intp), generate) if _is_floats(a) else None
 
 
-def _join(builder: Any, a: Any, b: Any) -> Any:
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT32, 2 * a.type.count), list(range(2 * a.type.count))))
+@intrinsic
+def rows_moved(typing_context: Any, a: Any, s: Any, d: Any) -> Any:
+    """Return the tile whose row k holds a[s + k] + d, added in float64 and rounded once."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        narrow, double = FLOATS[signature.args[0].dtype], ir.DoubleType()
+        wide = [builder.fadd(_widen(builder, x, double), values[2]) for x in _four(context, builder, signature, values)]
+        return _stack(builder, [x if narrow == double else builder.fptrunc(x, narrow) for x in wide])
+
+    return (TILES[a.dtype](a, types.intp, types.float64), generate) if _is_floats(a) else None
+
+
+def _four(context: Any, builder: Any, signature: Any, values: Any) -> list[Any]:
+    """Load four numbers in a row."""
+    start = pointer(context, builder, signature.args[0], values[0], values[1])
+    return [builder.load(builder.gep(start, [ir.Constant(INT32, k)])) for k in range(ROWS)]
+
+
+def _stack(builder: Any, four: list[Any]) -> Any:
+    """Make a tile of four numbers, one a row."""
+    parts = [splat(builder, x, COLUMNS) for x in four]
+    return join(builder, join(builder, parts[0], parts[1]), join(builder, parts[2], parts[3]))
 
 
 def _vector_at(context: Any, builder: Any, kind: Any, array: Any, index: Any, lanes: int) -> tuple[Any, int]:
-    pointer = _pointer(context, builder, kind, array, index)
-    return builder.bitcast(pointer, ir.VectorType(_LLVM[kind.dtype], lanes).as_pointer()), 4 if kind.dtype == types.float32 else 8
+    start = pointer(context, builder, kind, array, index)
+    return builder.bitcast(start, ir.VectorType(FLOATS[kind.dtype], lanes).as_pointer()), 4 if kind.dtype == types.float32 else 8
 
 
 @intrinsic
@@ -163,8 +161,8 @@ def columns(typing_context: Any, a: Any, q: Any) -> Any:
     """Return the tile whose column k holds a[q + k]."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        pointer, align = _vector_at(context, builder, signature.args[0], *values, COLUMNS)
-        return _shuffle(builder, builder.load(pointer, align=align), list(range(COLUMNS)) * ROWS)
+        place, align = _vector_at(context, builder, signature.args[0], values[0], values[1], COLUMNS)
+        return shuffle(builder, builder.load(place, align=align), list(range(COLUMNS)) * ROWS)
 
     return (TILES[a.dtype](a, types.intp), generate) if _is_floats(a) else None
 
@@ -205,7 +203,7 @@ def some(typing_context: Any, m: Any) -> Any:
     """Return whether any element of the mask is set."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return builder.icmp_unsigned("!=", builder.bitcast(values[0], _INT32), ir.Constant(_INT32, 0))
+        return builder.icmp_unsigned("!=", builder.bitcast(values[0], INT32), ir.Constant(INT32, 0))
 
     return types.boolean(MASK), generate
 
@@ -217,12 +215,12 @@ def take(typing_context: Any, table: Any, t: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         kind = signature.args[0]
         data = context.make_array(kind)(context, builder, values[0]).data
-        index = builder.fptosi(values[1], ir.VectorType(_INT32, LANES))
-        vector = ir.VectorType(_LLVM[kind.dtype], LANES)
+        index = builder.fptosi(values[1], ir.VectorType(INT32, LANES))
+        vector = ir.VectorType(FLOATS[kind.dtype], LANES)
         result: Any = ir.Constant(vector, ir.Undefined)
-        for lane in range(LANES):
-            at = builder.extract_element(index, ir.Constant(_INT32, lane))
-            result = builder.insert_element(result, builder.load(builder.gep(data, [at])), ir.Constant(_INT32, lane))
+        for k in range(LANES):
+            at = lane(builder, index, k)
+            result = builder.insert_element(result, builder.load(builder.gep(data, [at])), ir.Constant(INT32, k))
         return result
 
     return (TILES[table.dtype](table, t), generate) if _is_floats(table) and _is_tile(t) and t.dtype == table.dtype else None
@@ -230,13 +228,13 @@ def take(typing_context: Any, table: Any, t: Any) -> Any:
 
 def _halve(builder: Any, v: Any) -> Any:
     half = v.type.count // 2
-    return builder.fadd(_shuffle(builder, v, list(range(half))), _shuffle(builder, v, list(range(half, 2 * half))), flags=_FAST)
+    return builder.fadd(shuffle(builder, v, list(range(half))), shuffle(builder, v, list(range(half, 2 * half))), flags=_FAST)
 
 
 def _sum(builder: Any, v: Any) -> Any:
     while v.type.count > 1:
         v = _halve(builder, v)
-    return builder.extract_element(v, ir.Constant(_INT32, 0))
+    return lane(builder, v, 0)
 
 
 def _widen(builder: Any, x: Any, target: Any) -> Any:
@@ -248,11 +246,11 @@ def subtract_rows(typing_context: Any, a: Any, s: Any, t: Any) -> Any:
     """Subtract the sum over columns from a[s], ..., a[s + 3]."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        start = _pointer(context, builder, signature.args[0], values[0], values[1])
+        start = pointer(context, builder, signature.args[0], values[0], values[1])
         for k in range(ROWS):
-            at = builder.gep(start, [ir.Constant(_INT32, k)])
-            row = _sum(builder, _shuffle(builder, values[2], list(range(k * COLUMNS, (k + 1) * COLUMNS))))
-            builder.store(builder.fsub(builder.load(at), _widen(builder, row, _LLVM[signature.args[0].dtype])), at)
+            at = builder.gep(start, [ir.Constant(INT32, k)])
+            row = _sum(builder, shuffle(builder, values[2], list(range(k * COLUMNS, (k + 1) * COLUMNS))))
+            builder.store(builder.fsub(builder.load(at), _widen(builder, row, FLOATS[signature.args[0].dtype])), at)
         return context.get_dummy_value()
 
     return (types.void(a, types.intp, t), generate) if _is_floats(a) and _is_tile(t) else None
@@ -263,10 +261,10 @@ def add_columns(typing_context: Any, a: Any, q: Any, t: Any) -> Any:
     """Add the sum over rows to a[q], ..., a[q + 7]."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        pointer, align = _vector_at(context, builder, signature.args[0], values[0], values[1], COLUMNS)
+        place, align = _vector_at(context, builder, signature.args[0], values[0], values[1], COLUMNS)
         folded = _halve(builder, _halve(builder, values[2]))
-        folded = _widen(builder, folded, ir.VectorType(_LLVM[signature.args[0].dtype], COLUMNS))
-        builder.store(builder.fadd(builder.load(pointer, align=align), folded, flags=_FAST), pointer, align=align)
+        folded = _widen(builder, folded, ir.VectorType(FLOATS[signature.args[0].dtype], COLUMNS))
+        builder.store(builder.fadd(builder.load(place, align=align), folded, flags=_FAST), place, align=align)
         return context.get_dummy_value()
 
     return (types.void(a, types.intp, t), generate) if _is_floats(a) and _is_tile(t) else None

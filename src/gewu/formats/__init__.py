@@ -6,7 +6,7 @@ and line. Never another exception, a hang, or a file read without a bound on its
 Symbols: `cell_angstrom` (rows a, b, c), `frac_n3`; `r`, `rab` = dr/di, `vloc_ha`, `rbeta` = r beta(r), `d_ij_ha` = D_ij;
 `r_loc`, `c_loc`, `r_l`, `h_ij` of Goedecker, Teter & Hutter.
 
-Units: angstrom for structures; hartree and bohr for pseudopotentials and cube files.
+Units: angstrom for structures; hartree and bohr for pseudopotentials and cube files; nm, u, e and kJ/mol for force fields.
 
 Order to read in:
     numbers         strict numbers from text
@@ -18,6 +18,10 @@ Order to read in:
     gth             analytic pseudopotentials, and the table that comes with gewu (data/gth.txt)
     cube            volumetric data for viewers
     readers         which reader for which file
+    pdb, amber, gromacs, gromacs_types, lammps   molecules and their force fields, as they stand in the files
+    forcefield      what becomes of these: one description of who interacts with whom
+    eam, zhou, potentials   metals and covalent crystals
+    dcd, h5md       trajectories
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from gewu.core.errors import GewuError, InputError, StoreError
-from gewu.core.files import TEMPORARY_SUFFIX, _storage_error
+from gewu.core.files import TEMPORARY_SUFFIX, storage_error
 from gewu.formats.elements import ATOMIC_NUMBER
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _CHUNK_BYTES = 1 << 18
 def _failure(error: Exception, path: Path, verb: str) -> GewuError:
     """Return the error for a failure inside HDF5, which reports the system's reason in its text or its number."""
     if isinstance(error, OSError) and error.errno:
-        return _storage_error(error, path, verb)
+        return storage_error(error, path, verb)
     return StoreError(f"cannot be {verb}: {' '.join(str(error).split())[:200]}", file=path)
 
 

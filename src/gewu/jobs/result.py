@@ -122,7 +122,11 @@ class Result:
         """Return the number `name`, with or without its unit suffix, or else the array `name`."""
         if name in self.numbers:
             return self.numbers[name].value
-        fitting = [full for full, number in self.numbers.items() if full == f"{name}_{unit_suffix(number.unit)}"]
+        fitting = [
+            full
+            for full, number in self.numbers.items()
+            if full.startswith(f"{name}_") and full[len(name) + 1 :].replace("_", "") == unit_suffix(number.unit)
+        ]
         if len(fitting) == 1:
             return self.numbers[fitting[0]].value
         if name in self.arrays:

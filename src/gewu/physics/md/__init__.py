@@ -13,18 +13,20 @@ Order to read in:
     units, state      what moves, what it is made of, what a term is;  box: periodic images
     config, engine    the job and the run;  prepare: from files to a system;  sampling, trajectory, figures: what comes out
     model             forces of everything: stale lists, ghosts, terms
-    pairs, cells      the pair kernel on `core.simd` tiles, and its cluster list;  erfc: polynomials;  plain: reference and GPU twin
+    pairs, cells      the pair kernel on `core.simd` tiles, and its cluster list;  plain: the GPU's twin
     pme, bspline, ewald            charges in reciprocal space
     bonded, constraints, virtual   molecules
-    eam, lanes, zhou, manybody, verlet   metals and covalent crystals, and their list
+    eam, eamlanes, manybody, verlet        metals and covalent crystals, and their list
     integrate, kinetics, barostat, minimise   motion
     domain, localise  one system on many ranks
     observables       what is averaged
-    forcefield, parts, graph, amber, gromacs, lammps, water   from files of force fields to a `Topology`
     ase, potential    doors to other programs
 
+Force fields become a `Topology` in `gewu.formats.forcefield`; inner loops are made of the vectors of `gewu.core`: `simd`,
+`lanes`, `mesh`, and of the polynomials of `erfc`.
+
 As a library:
-    >>> from gewu.physics.md.forcefield import lennard_jones
+    >>> from gewu.formats.forcefield import lennard_jones
     >>> argon = lennard_jones(["Ar"] * 4, {"Ar": (0.996, 0.3405)})
     >>> len(argon)
     4

@@ -1,4 +1,5 @@
-"""The Atomic Simulation Environment on both sides: `GewuCalculator` computes for ASE, `from_ase` lets ASE compute for gewu.
+"""The Atomic Simulation Environment on both sides: `GewuCalculator` computes for ASE, `from_ase` lets ASE compute for gewu, and
+`run_atoms` moves ASE's atoms.
 
 ASE counts in angstrom and eV, takes any cell vectors and gives the stress as (1/V) dU/d(strain) in the order xx yy zz yz xz xy.
 Here a cell is turned to lower triangular form and reduced (|bx| <= ax/2 ...), cell = L Q with a rotation Q; forces and virial are
@@ -10,18 +11,25 @@ Reference: Larsen et al., J. Phys.: Condens. Matter 29, 273002 (2017).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from ase import Atoms
+from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
 from ase.cell import Cell
 
 from gewu.core.errors import InputError
-from gewu.physics.md.state import Array, Evaluation, State
+from gewu.formats.forcefield import lennard_jones
+from gewu.physics.md.integrate import Integrator
+from gewu.physics.md.kinetics import kinetic_energy
+from gewu.physics.md.model import Model
+from gewu.physics.md.potential import CallableTerm
+from gewu.physics.md.state import Array, Evaluation, State, new_state
 from gewu.physics.md.units import ANGSTROM, EV
 
 _VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
+_VELOCITY = ANGSTROM * units.fs / 1e-3  # ASE's unit of velocity in nm/ps
 
 
 class Forces(Protocol):
@@ -109,3 +117,47 @@ def from_ase(calculator: Any, symbols: Sequence[str]) -> Callable[[State], tuple
         return energy, force, -atoms.get_stress(voigt=False) * atoms.get_volume() * EV
 
     return potential
+
+
+def run_atoms(atoms: Any, steps: int, integrator: Integrator, every: int = 10) -> Array:
+    """Move ASE's atoms in place, by an integrator of gewu, under the forces of their own calculator.
+
+    Args:
+        atoms: with a calculator and, unless they start at rest, momenta; masses are theirs. Positions come back continuous.
+        steps: how many.
+        integrator: of `integrate` or `barostat`; a barostat needs a calculator with stress.
+        every: steps between two rows of what is returned.
+
+    Returns:
+        (rows, 4): time in ps; potential, kinetic and conserved energy in eV.
+
+    Raises:
+        InputError: constraints, no calculator, a cell that `frame` refuses.
+
+    >>> from ase.build import bulk; from ase.calculators.emt import EMT; from gewu.physics.md.integrate import VelocityVerlet
+    >>> copper = bulk("Cu", cubic=True); copper.calc = EMT()
+    >>> run_atoms(copper, 20, VelocityVerlet(0.002)).shape
+    (2, 4)
+    """
+    if atoms.constraints:
+        raise InputError("constraints of ASE are not kept here", key="atoms", value=type(atoms.constraints[0]).__name__)
+    if atoms.calc is None:
+        raise InputError("these atoms have no calculator", key="atoms", hint="set atoms.calc")
+    names = tuple(atoms.get_chemical_symbols())
+    topology = replace(lennard_jones(names, dict.fromkeys(names, (0.0, 0.0))), mass_n=atoms.get_masses())
+    position, box, periodic, rotation = frame(atoms)
+    state = new_state(topology, position, box, periodic=periodic, velocity_n3=atoms.get_velocities() @ rotation.T * _VELOCITY)
+    model = Model(topology, lambda _: [CallableTerm(from_ase(atoms.calc, names))], 0.0, 1.0)
+    state, rows = model.adopt(state), []
+    model.compute(state, False)
+    for step in range(1, steps + 1):
+        evaluation = integrator.step(state, model, step % every == 0)
+        if step % every == 0 and evaluation is not None:
+            energies = evaluation.potential, kinetic_energy(state), integrator.conserved(state, evaluation)
+            rows.append((state.time_ps, *(x / EV for x in energies)))
+    if periodic:  # the box may have been reduced to other vectors of the same lattice, and turned: undo both
+        change = np.linalg.solve(box, state.box_33)
+        atoms.set_cell(atoms.cell.array @ rotation.T @ change @ rotation)
+    atoms.positions[:] = state.position_n3 @ rotation / ANGSTROM
+    atoms.set_velocities(state.velocity_n3 @ rotation / _VELOCITY)
+    return np.array(rows).reshape(-1, 4)

@@ -32,8 +32,9 @@ from scipy.sparse import csr_array
 
 from gewu.core.errors import InputError
 from gewu.core.kernel import device, kernel
+from gewu.core.splines import periodic_bicubic
 from gewu.physics.md.box import box_of, minimum_image
-from gewu.physics.md.state import Array, Evaluation, Index, State, Terms, Topology
+from gewu.physics.md.state import Array, Evaluation, Index, State, Terms, Topology, symmetric
 from gewu.physics.md.units import COULOMB
 
 ORDER: Final = 6
@@ -272,7 +273,7 @@ class Bonded:
         self.device, tables = device, _tables(topology, total)
         self._ends, self._layout, self._atom, self._parameter = tables.ends, tables.layout, tables.atom, tables.parameter
         items, slots = tables.ends[-1], len(tables.atom)
-        self._surface = splines(topology.cmap_grids)
+        self._surface = periodic_bicubic(topology.cmap_grids)
         first = np.concatenate([[0], np.cumsum(tables.size)])
         inside = np.concatenate([[0], np.cumsum(tables.atom < owned)])
         self._share = (inside[first[1:]] - inside[first[:-1]]) / np.maximum(tables.size, 1)
@@ -294,7 +295,7 @@ class Bonded:
             return None
         cuts = [0, *self._ends, len(self._energy)]
         energies = {name: float(self._energy[cuts[m] : cuts[m + 1]].sum()) for m, name in enumerate(NAMES)}
-        return Evaluation(energies, self._virial.sum(axis=0)[[[0, 1, 2], [1, 3, 4], [2, 4, 5]]])
+        return Evaluation(energies, symmetric(self._virial.sum(axis=0)))
 
 
 def _tables(topology: Topology, total: int) -> _Tables:
@@ -354,29 +355,3 @@ def _merged(terms: Terms) -> Terms:
     """Add the rows that follow each other on the same atoms."""
     new = np.flatnonzero(np.append(True, (terms.index[1:] != terms.index[:-1]).any(axis=1))[: len(terms.index)])
     return Terms(terms.index[new], np.add.reduceat(terms.parameter, new) if len(new) else terms.parameter)
-
-
-def splines(grid_gkk: Array) -> Array:
-    """Return the coefficients of the periodic bicubic splines through energies on phi, psi = -pi + 2 pi i/K.
-
-    Args:
-        grid_gkk: (g, K, K) kJ/mol.
-    Returns:
-        (g, K, K, 4, 4): U = sum_mn c_mn x^m y^n with x, y in [0, 1) across the cell.
-    """
-    f = np.asarray(grid_gkk, np.float64)
-    f_x, f_y = _knot_slopes(f, 1), _knot_slopes(f, 2)
-    f_xy = _knot_slopes(f_x, 2)
-    corners = [np.stack([np.roll(v, -k, 1) for v in (f, f_x) for k in (0, 1)], -1) for f, f_x in ((f, f_x), (f_y, f_xy))]
-    values = np.stack([np.roll(c, -k, 2) for c in corners for k in (0, 1)], -1)  # (..., ends and slopes in x, the same in y)
-    hermite = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [-3, 3, -2, -1], [2, -2, 1, 1]], np.float64)
-    return np.ascontiguousarray(hermite @ values @ hermite.T)
-
-
-def _knot_slopes(f: Array, axis: int) -> Array:
-    """Return the derivatives (per knot) of the periodic cubic spline: d_{i-1} + 4 d_i + d_{i+1} = 3 (f_{i+1} - f_{i-1})."""
-    size = f.shape[axis]
-    w = TWO_PI * np.fft.fftfreq(size)
-    symbol = 6j * np.sin(w) / (4 + 2 * np.cos(w))
-    shape = [size if a == axis else 1 for a in range(f.ndim)]
-    return np.fft.ifft(np.fft.fft(f, axis=axis) * symbol.reshape(shape), axis=axis).real

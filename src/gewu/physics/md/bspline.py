@@ -19,7 +19,6 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.polynomial import polynomial
 from numpy.typing import NDArray
 
 from gewu.core.device import atomic_add, device, load_numba
@@ -27,161 +26,14 @@ from gewu.core.kernel import kernel
 
 load_numba()
 
-from llvmlite import ir  # noqa: E402
-from numba import njit, prange, types  # noqa: E402
-from numba.extending import intrinsic  # noqa: E402
+from numba import njit, prange  # noqa: E402
+
+from gewu.core.mesh import add_patch, patch_gradient  # noqa: E402
+from gewu.core.vector import stamped  # noqa: E402
 
 Array = NDArray[np.float64]
 FIXED_POINT = 2.0**40
 """Units of one charge in the mesh of `spread_fixed`: 1e-12 e steps, sums up to 8 million e."""
-_FUSED = ("contract",)
-_INT32, _INT64 = ir.IntType(32), ir.IntType(64)
-_LLVM = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
-
-
-def lanes(order: int) -> int:
-    """Return the vector length that holds `order` weights."""
-    return 4 if order <= 4 else 8
-
-
-def spline_table(order: int) -> Array:
-    """Return the coefficients of the weights and of their derivatives, (2 order - 1, lanes), in powers of u.
-
-    Row m < order: coefficient of u^m of weight k; row order + m: of its derivative.
-    """
-    pieces = [np.ones(1)]  # M_n(w + j) for 0 <= w < 1 and piece j, in powers of w
-    for n in range(2, order + 1):
-        old = [np.zeros(1), *pieces, np.zeros(1)]
-        rising = [polynomial.polymul([j, 1.0], old[j + 1]) for j in range(n)]
-        falling = [polynomial.polymul([n - j, -1.0], old[j]) for j in range(n)]
-        pieces = [polynomial.polyadd(r, f) / (n - 1) for r, f in zip(rising, falling, strict=True)]
-    table = np.zeros((2 * order - 1, lanes(order)))
-    for k, piece in enumerate(reversed(pieces)):
-        centred = np.zeros(order)
-        for power, c in enumerate(piece):
-            centred[: power + 1] += c * polynomial.polypow([0.5, 1.0], power)
-        table[:order, k] = centred
-        table[order:, k] = polynomial.polyder(centred)
-    return table
-
-
-def _lane(builder: Any, vector: Any, k: int) -> Any:
-    return builder.extract_element(vector, ir.Constant(_INT32, k))
-
-
-def _splat(builder: Any, x: Any, count: int) -> Any:
-    empty = ir.Constant(ir.VectorType(x.type, count), ir.Undefined)
-    first = builder.insert_element(empty, x, ir.Constant(_INT32, 0))
-    return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(_INT32, count), [0] * count))
-
-
-def _multiply(builder: Any, a: Any, b: Any) -> Any:
-    return builder.fmul(a, b, flags=_FUSED)
-
-
-def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    return builder.fadd(builder.fmul(a, b, flags=_FUSED), c, flags=_FUSED)
-
-
-class _Code:
-    """What both intrinsics share: vectors loaded from arrays, weights of one axis."""
-
-    def __init__(self, context: Any, builder: Any, signature: Any, values: Any) -> None:
-        mesh, table, width = signature.args[0], signature.args[-2], signature.args[-1]
-        self.builder, self.order, self.count = builder, len(width), lanes(len(width))
-        self.element, self.align = _LLVM[mesh.dtype], 4 if mesh.dtype == types.float32 else 8
-        self.mesh = context.make_array(mesh)(context, builder, values[0]).data
-        self.table = context.make_array(table)(context, builder, values[-2]).data
-        self.at, self.stride_x, self.stride_y = values[1:4]
-
-    def pointer(self, data: Any, index: Any) -> Any:
-        return self.builder.bitcast(self.builder.gep(data, [index]), ir.VectorType(self.element, self.count).as_pointer())
-
-    def row(self, m: int) -> Any:
-        return self.builder.load(self.pointer(self.table, ir.Constant(_INT64, m * self.count)), align=self.align)
-
-    def weights(self, u: Any, first: int, terms: int) -> Any:
-        """Evaluate the polynomials in rows first .. first + terms - 1 at u."""
-        spread_u, total = _splat(self.builder, u, self.count), self.row(first + terms - 1)
-        for m in range(first + terms - 2, first - 1, -1):
-            total = _multiply_add(self.builder, total, spread_u, self.row(m))
-        return total
-
-    def mesh_row(self, a: int, b: int) -> Any:
-        """Return the pointer to the mesh row at offset (a, b)."""
-        step_x = self.builder.mul(self.stride_x, ir.Constant(_INT64, a))
-        step_y = self.builder.mul(self.stride_y, ir.Constant(_INT64, b))
-        return self.pointer(self.mesh, self.builder.add(self.at, self.builder.add(step_x, step_y)))
-
-
-def _is_mesh(mesh: Any, table: Any) -> bool:
-    return isinstance(mesh, types.Array) and mesh.dtype in _LLVM and mesh.ndim == table.ndim == 1 and table.dtype == mesh.dtype
-
-
-@intrinsic
-def _spread_atom(
-    tc: Any, mesh: Any, at: Any, stride_x: Any, stride_y: Any, q: Any, x: Any, y: Any, z: Any, table: Any, width: Any
-) -> Any:
-    """Add one charge to order x order rows of the mesh, from flat index `at` on."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        code = _Code(context, builder, signature, values)
-        wx, wy, wz = (code.weights(u, 0, code.order) for u in values[5:8])
-        wz = _multiply(builder, wz, _splat(builder, values[4], code.count))
-        for a in range(code.order):
-            plane = _multiply(builder, wy, _splat(builder, _lane(builder, wx, a), code.count))
-            for b in range(code.order):
-                row = code.mesh_row(a, b)
-                new = _multiply_add(
-                    builder, _splat(builder, _lane(builder, plane, b), code.count), wz, builder.load(row, align=code.align)
-                )
-                builder.store(new, row, align=code.align)
-        return context.get_dummy_value()
-
-    real, integer = mesh.dtype, types.int64
-    return (
-        (types.void(mesh, integer, integer, integer, real, real, real, real, table, width), generate)
-        if _is_mesh(mesh, table)
-        else None
-    )
-
-
-@intrinsic
-def _gather_atom(
-    tc: Any, mesh: Any, at: Any, stride_x: Any, stride_y: Any, x: Any, y: Any, z: Any, table: Any, width: Any
-) -> Any:
-    """Return the derivatives of the interpolated mesh along the three axes, per mesh step."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        code = _Code(context, builder, signature, values)
-        weight = [code.weights(u, 0, code.order) for u in values[4:7]]
-        slope = [code.weights(u, code.order, code.order - 1) for u in values[4:7]]
-        wy, sy = ([_splat(builder, _lane(builder, v[1], b), code.count) for b in range(code.order)] for v in (weight, slope))
-        total: list[Any] = [ir.Constant(ir.VectorType(code.element, code.count), [0.0] * code.count)] * 3
-        for a in range(code.order):
-            value = tilt = None
-            for b in range(code.order):
-                row = builder.load(code.mesh_row(a, b), align=code.align)
-                value = _multiply(builder, row, wy[b]) if value is None else _multiply_add(builder, row, wy[b], value)
-                tilt = _multiply(builder, row, sy[b]) if tilt is None else _multiply_add(builder, row, sy[b], tilt)
-            wx, sx = (_splat(builder, _lane(builder, v[0], a), code.count) for v in (weight, slope))
-            total = [
-                _multiply_add(builder, *pair, old)
-                for pair, old in zip(((value, sx), (tilt, wx), (value, wx)), total, strict=True)
-            ]
-        last = (weight[2], weight[2], slope[2])
-        products = [_multiply(builder, t, w) for t, w in zip(total, last, strict=True)]
-        sums = []
-        for product in products:
-            parts = [_lane(builder, product, k) for k in range(code.order)]
-            while len(parts) > 1:
-                parts = [builder.fadd(*parts[k : k + 2]) if k + 1 < len(parts) else parts[k] for k in range(0, len(parts), 2)]
-            sums.append(parts[0])
-        return context.make_tuple(builder, signature.return_type, sums)
-
-    real, integer = mesh.dtype, types.int64
-    result = types.UniTuple(real, 3)
-    return (result(mesh, integer, integer, integer, real, real, real, table, width), generate) if _is_mesh(mesh, table) else None
 
 
 def _locate(f: float, n: int) -> tuple[int, float]:
@@ -201,6 +53,7 @@ _axis = device(_locate)
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
+@stamped
 def spread(
     position: Any, charge: Any, inverse: Any, out: Any, meshes: Any, place: Any, offset: Any, table: Any, width: Any
 ) -> None:
@@ -212,7 +65,7 @@ def spread(
         out: mesh, overwritten.
         meshes: (threads, n1 + p - 1, n2 + p - 1, n3 + lanes) work space of out's type.
         place, offset: (n,) int64 and (n, 3) of out's type: flat index and u of each atom, kept for `gather`.
-        table: `spline_table` in out's type, flat.
+        table: `b_spline_table` in out's type, flat.
         width: tuple of p numbers; its length tells the order to the compiler.
     """
     threads, m1, m2, m3 = meshes.shape
@@ -233,7 +86,7 @@ def spread(
             place[i] = (b1 * m2 + b2) * m3 + b3
             offset[i, 0], offset[i, 1], offset[i, 2] = u1, u2, u3
             q, u, v, w = real(charge[i]), real(u1), real(u2), real(u3)
-            _spread_atom(flat, t * size + place[i], m2 * m3, m3, q, u, v, w, table, width)
+            add_patch(flat, t * size + place[i], m2 * m3, m3, q, u, v, w, table, width)
     for plane in prange(n1):
         i1 = np.int64(plane)
         for y in range(n2):
@@ -250,6 +103,7 @@ def spread(
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
+@stamped
 def gather(
     charge: Any, inverse: Any, mesh: Any, padded: Any, place: Any, offset: Any, table: Any, width: Any, force: Any
 ) -> None:
@@ -270,7 +124,7 @@ def gather(
                 flat[row + z] = 0.0
     for i in prange(len(charge)):
         if charge[i] != 0.0:
-            g1, g2, g3 = _gather_atom(flat, place[i], m2 * m3, m3, offset[i, 0], offset[i, 1], offset[i, 2], table, width)
+            g1, g2, g3 = patch_gradient(flat, place[i], m2 * m3, m3, offset[i, 0], offset[i, 1], offset[i, 2], table, width)
             f1, f2, f3 = -charge[i] * n1 * g1, -charge[i] * n2 * g2, -charge[i] * n3 * g3
             force[i, 0] += f1 * inverse[0, 0]
             force[i, 1] += f1 * inverse[1, 0] + f2 * inverse[1, 1]

@@ -2,15 +2,14 @@
 
 Particles are sorted into columns along c over a grid in the a-b plane, in each column by height, and cut into clusters of 8
 (`slots`; the last cluster of a column is filled up).  Half a cluster is an i-cluster of 4.  A row of the list names, for one
-i-cluster,
-all 8-clusters j >= its own that hold a particle within the list radius of one of its four, under every periodic image, so each
-pair occurs once.  `gewu.core.simd.Tile` then takes all 4 x 8 pairs at a time (Páll & Hess, Comput. Phys. Commun. 184, 2641
-(2013)).
+i-cluster, all 8-clusters j >= its own that hold a particle within the list radius of one of its four, under every periodic
+image, so each pair occurs once.  The tiles of `gewu.core.simd` then take all 4 x 8 pairs at a time (Páll & Hess, Comput. Phys.
+Commun. 184, 2641 (2013)).
 
 Coordinates in a slot are relative to the centre of a block of about four list radii that the cluster lies in, so float32 keeps
 the same absolute precision in a box of any size.  Rows are cut into runs of j-clusters of one block and one image; a run carries
-the vector
-that takes the i-cluster into the frame of j.  Within a run the tiles with excluded pairs come first, each with 32 bits.
+the vector that takes the i-cluster into the frame of j.  Within a run the tiles with excluded pairs come first, each with 32
+bits.
 
 The list holds every pair within `reach` = cutoff + skin; it is good until a particle has moved by skin/2 since it was built,
 which `Model` watches.  Buffers that are too small are grown and the list is built again; nothing is dropped.
@@ -27,11 +26,12 @@ from typing import Any
 import numpy as np
 
 from gewu.core.device import load_numba
-from gewu.physics.md.box import check_reach
+from gewu.physics.md.box import box_of, check_reach
 from gewu.physics.md.state import Index, State
 
 numba = load_numba()
 from gewu.core.simd import columns, fill, less, rows, some  # noqa: E402
+from gewu.core.vector import stamped  # noqa: E402
 
 COLUMN_WIDTH = 2.27  # of a column, in units of density^(-1/3): measured best for a liquid
 BLOCK_REACHES = 4.0
@@ -201,125 +201,138 @@ def _first_above(tall, begin, end, height):  # type: ignore[no-untyped-def]
     return begin
 
 
-@numba.njit(forceinline=True, error_model="numpy")  # type: ignore[misc]
-def _excluded(i, j, shift, atom_of_slot, slot_of_atom, excl_first, excl_other, excl_shift):  # type: ignore[no-untyped-def]
-    """Bits of the pairs of the tile (i, j) under image `shift` that are excluded."""
-    word = np.uint32(0)
+@numba.njit(cache=True, parallel=True, error_model="numpy")  # type: ignore[misc]
+def _nearest(position, wrap, box, first, other, image):  # type: ignore[no-untyped-def]
+    """The image of each particle, of 27, under which it is nearest to each of its excluded partners."""
+    for i in numba.prange(first.size - 1):
+        for k in range(first[i], first[i + 1]):
+            j = other[k]
+            dx, dy, dz = position[i, 0] - position[j, 0], position[i, 1] - position[j, 1], position[i, 2] - position[j, 2]
+            c = math.floor(dz / box[2, 2] + 0.5)
+            dx, dy = dx - c * box[2, 0], dy - c * box[2, 1]
+            b = math.floor(dy / box[1, 1] + 0.5)
+            a = math.floor((dx - b * box[1, 0]) / box[0, 0] + 0.5)
+            code = (wrap[i, 0] - wrap[j, 0] - a + 1) * 9 + (wrap[i, 1] - wrap[j, 1] - b + 1) * 3
+            image[k] = code + wrap[i, 2] - wrap[j, 2] - c + 1
+
+
+@numba.njit(forceinline=True, error_model="numpy", _nrt=False)  # type: ignore[misc]
+def _mark_excluded(i, n, atom_of_slot, slot_of_atom, excl_first, excl_other, excl_shift, key, found, words):  # type: ignore[no-untyped-def]
+    """Set the bits of the excluded pairs of i-cluster i in the words of its n tiles."""
     for row in range(4):
         a = atom_of_slot[4 * i + row]
         if a < 0:
             continue
         for k in range(excl_first[a], excl_first[a + 1]):
             s = slot_of_atom[excl_other[k]]
-            if s >> 3 == j and excl_shift[k] == shift:
-                word |= np.uint32(1) << np.uint32(8 * row + (s & 7))
-    return word
+            j = s >> 3
+            if j < i >> 1:
+                continue
+            for tile in range(n):
+                if found[tile] == j and key[tile] % 27 == excl_shift[k]:
+                    words[tile] |= np.uint32(1) << np.uint32(8 * row + (s & 7))
+
+
+@numba.njit(forceinline=True, error_model="numpy", _nrt=False)  # type: ignore[misc]
+def _search(i, x, y, z, box, images, grid, height, reach, first, half, whole, flow, fhigh, tall, holds, origin,
+            key, found, words):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Find the tiles of i-cluster i: key (block of j, image), j and bits left out; return how many, stored or not."""
+    n, own, reach2, close2 = 0, i >> 1, x.dtype.type(reach * reach * (1 + 1e-6)), reach * reach
+    hx, hy, hz = half[i, 3], half[i, 4], half[i, 5]
+    c0 = -images[2] if (1.0 - fhigh[i, 2]) * height[2] <= reach else 0  # which images come within reach of the box
+    c1 = images[2] if flow[i, 2] * height[2] <= reach else 0
+    d0 = -images[1] if (1.0 - fhigh[i, 1]) * height[1] <= reach else 0
+    d1 = images[1] if flow[i, 1] * height[1] <= reach else 0
+    e0 = -images[0] if (1.0 - fhigh[i, 0]) * height[0] <= reach else 0
+    e1 = images[0] if flow[i, 0] * height[0] <= reach else 0
+    for sc in range(c0, c1 + 1):
+        bottom, top = flow[i, 2] + sc - reach / height[2], fhigh[i, 2] + sc + reach / height[2]
+        for sb in range(d0, d1 + 1):
+            b0 = max(0, math.floor((flow[i, 1] + sb - reach / height[1]) * grid[1]))
+            b1 = min(grid[1] - 1, math.floor((fhigh[i, 1] + sb + reach / height[1]) * grid[1]))
+            for sa in range(e0, e1 + 1):
+                a0 = max(0, math.floor((flow[i, 0] + sa - reach / height[0]) * grid[0]))
+                a1 = min(grid[0] - 1, math.floor((fhigh[i, 0] + sa + reach / height[0]) * grid[0]))
+                shift = (sa + 1) * 9 + (sb + 1) * 3 + sc + 1
+                vx = sa * box[0, 0] + sb * box[1, 0] + sc * box[2, 0]
+                vy, vz = sb * box[1, 1] + sc * box[2, 1], sc * box[2, 2]
+                mx, my, mz = half[i, 0] + vx, half[i, 1] + vy, half[i, 2] + vz
+                for a in range(a0, a1 + 1):
+                    for b in range(b0, b1 + 1):
+                        c = numba.uint64(a * grid[1] + b)
+                        begin, end = max(first[c] >> 3, own), first[c + numba.uint64(1)] >> 3
+                        if begin >= end:
+                            continue
+                        for j in range(_first_above(tall, begin, end, bottom), end):
+                            w = numba.uint64(j)
+                            if tall[w, 0] > top:
+                                break
+                            ux, uy, uz = abs(mx - whole[w, 0]), abs(my - whole[w, 1]), abs(mz - whole[w, 2])
+                            sx, sy, sz = hx + whole[w, 3], hy + whole[w, 4], hz + whole[w, 5]
+                            ex, ey, ez = max(ux - sx, 0.0), max(uy - sy, 0.0), max(uz - sz, 0.0)
+                            if ex * ex + ey * ey + ez * ez >= close2:
+                                continue
+                            if holds[i] + tall[w, 2] < 3 or (j == own and shift != 13):
+                                continue
+                            dx = x.dtype.type(origin[own, 0] + vx - origin[w, 0])
+                            dy = x.dtype.type(origin[own, 1] + vy - origin[w, 1])
+                            dz = x.dtype.type(origin[own, 2] + vz - origin[w, 2])
+                            if not _touch(x, y, z, i, j, dx, dy, dz, reach2):
+                                continue
+                            if n < key.size:
+                                key[n], found[n], words[n] = np.int64(origin[w, 3]) * 27 + shift, j, 0
+                                if j == own:  # pairs j > i only
+                                    for row in range(4):
+                                        words[n] |= np.uint32((2 << (row + 4 * (i & 1))) - 1) << np.uint32(8 * row)
+                            n += 1
+    return n
+
+
+@numba.njit(forceinline=True, error_model="numpy", _nrt=False)  # type: ignore[misc]
+def _write(n, key, found, words, ranges, image, j_list, j_mask, runs, tiles):  # type: ignore[no-untyped-def]
+    """Write n tiles as runs of equal keys, in each those with excluded pairs first; return the new counts of runs and tiles."""
+    for k in range(n):
+        key[k] = 2 * key[k] + (0 if words[k] != 0 else 1)
+    for k in range(1, n):  # insertion sort: they come nearly sorted
+        kept, j, word = key[k], found[k], words[k]
+        p = k - 1
+        while p >= 0 and key[p] > kept:
+            key[p + 1], found[p + 1], words[p + 1] = key[p], found[p], words[p]
+            p -= 1
+        key[p + 1], found[p + 1], words[p + 1] = kept, j, word
+    for k in range(n):
+        if k == 0 or key[k] >> 1 != key[k - 1] >> 1:
+            image[runs] = (key[k] >> 1) % 27
+            ranges[runs, 0], ranges[runs, 1] = tiles, tiles
+            runs += 1
+        j_list[tiles], j_mask[tiles] = found[k], ~words[k]
+        tiles += 1
+        if words[k] != 0:
+            ranges[runs - 1, 1] = tiles
+        ranges[runs - 1, 2] = tiles
+    return runs, tiles
 
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")  # type: ignore[misc]
-def _build(x, y, z, box, images, grid, height, reach, first, half, whole, flow, fhigh, tall, holds, origin,
-           atom_of_slot, slot_of_atom, excl_first, excl_other, excl_shift, reach2,
-           row_first, run_range, run_image, j_list, j_mask, need):  # type: ignore[no-untyped-def]  # fmt: skip
+@stamped
+def _build(where, boxes, excluded, row_first, run_range, run_image, j_list, j_mask, need):  # type: ignore[no-untyped-def]
     """Write the rows of each chunk of i-clusters; `need[chunk]` says how many runs and tiles it takes, stored or not."""
-    chunks, i_clusters = need.shape[0], atom_of_slot.size // 4
-    most = j_list.shape[1]
+    chunks, i_clusters, most = need.shape[0], row_first.shape[0], j_list.shape[1]
+    holds = boxes[5]
+    atom_of_slot, slot_of_atom, excl_first, excl_other, excl_shift = excluded
     for chunk in numba.prange(chunks):
         runs, tiles = 0, 0
-        key = np.empty(most, np.int64)
-        found = np.empty(most, np.int32)
-        words = np.empty(most, np.uint32)
-        least, greatest = np.zeros(3, np.int64), np.zeros(3, np.int64)
+        key, found, words = np.empty(most, np.int64), np.empty(most, np.int32), np.empty(most, np.uint32)
+        lists = (run_range[chunk], run_image[chunk], j_list[chunk], j_mask[chunk])
         for i in range(chunk * i_clusters // chunks, (chunk + 1) * i_clusters // chunks):
             row_first[i, 0] = runs
-            row_first[i, 1] = runs
-            if holds[i] == 0:
-                continue
-            own = i >> 1
-            n = 0
-            for d in range(3):  # which images of this cluster come within reach of the box
-                least[d] = -images[d] if (1.0 - fhigh[i, d]) * height[d] <= reach else 0
-                greatest[d] = images[d] if flow[i, d] * height[d] <= reach else 0
-            has_exclusions = False
-            for row in range(4):
-                a = atom_of_slot[4 * i + row]
-                if a >= 0 and excl_first[a + 1] > excl_first[a]:
-                    has_exclusions = True
-            for sc in range(least[2], greatest[2] + 1):
-                f2, g2 = flow[i, 2] + sc, fhigh[i, 2] + sc
-                for sb in range(least[1], greatest[1] + 1):
-                    f1, g1 = flow[i, 1] + sb, fhigh[i, 1] + sb
-                    b0 = max(0, math.floor((f1 - reach / height[1]) * grid[1]))
-                    b1 = min(grid[1] - 1, math.floor((g1 + reach / height[1]) * grid[1]))
-                    for sa in range(least[0], greatest[0] + 1):
-                        f0, g0 = flow[i, 0] + sa, fhigh[i, 0] + sa
-                        a0 = max(0, math.floor((f0 - reach / height[0]) * grid[0]))
-                        a1 = min(grid[0] - 1, math.floor((g0 + reach / height[0]) * grid[0]))
-                        shift = (sa + 1) * 9 + (sb + 1) * 3 + sc + 1
-                        vx = sa * box[0, 0] + sb * box[1, 0] + sc * box[2, 0]
-                        vy = sb * box[1, 1] + sc * box[2, 1]
-                        vz = sc * box[2, 2]
-                        mx, my, mz = half[i, 0] + vx, half[i, 1] + vy, half[i, 2] + vz
-                        hx, hy, hz = half[i, 3], half[i, 4], half[i, 5]
-                        bottom, top = f2 - reach / height[2], g2 + reach / height[2]
-                        for a in range(a0, a1 + 1):
-                            for b in range(b0, b1 + 1):
-                                c = numba.uint64(a * grid[1] + b)
-                                begin, end = max(first[c] >> 3, own), first[c + numba.uint64(1)] >> 3
-                                if begin >= end:
-                                    continue
-                                for j in range(_first_above(tall, begin, end, bottom), end):
-                                    w = numba.uint64(j)
-                                    if tall[w, 0] > top:
-                                        break
-                                    ex = max(abs(mx - whole[w, 0]) - hx - whole[w, 3], 0.0)
-                                    ey = max(abs(my - whole[w, 1]) - hy - whole[w, 4], 0.0)
-                                    ez = max(abs(mz - whole[w, 2]) - hz - whole[w, 5], 0.0)
-                                    if ex * ex + ey * ey + ez * ez >= reach * reach:
-                                        continue
-                                    if holds[i] + tall[w, 2] < 3 or (j == own and shift != 13):
-                                        continue
-                                    dx = x.dtype.type(origin[own, 0] + vx - origin[j, 0])
-                                    dy = x.dtype.type(origin[own, 1] + vy - origin[j, 1])
-                                    dz = x.dtype.type(origin[own, 2] + vz - origin[j, 2])
-                                    if not _touch(x, y, z, i, j, dx, dy, dz, reach2):
-                                        continue
-                                    word = np.uint32(0)
-                                    if has_exclusions:
-                                        word = _excluded(
-                                            i, j, shift, atom_of_slot, slot_of_atom, excl_first, excl_other, excl_shift
-                                        )
-                                    if j == own:  # pairs j > i only
-                                        for row in range(4):
-                                            word |= np.uint32((2 << (row + 4 * (i & 1))) - 1) << np.uint32(8 * row)
-                                    if n < most:
-                                        key[n] = (np.int64(origin[j, 3]) * 27 + shift) * 2 + (0 if word != 0 else 1)
-                                        found[n] = j
-                                        words[n] = word
-                                    n += 1
-            stored = tiles + n <= most and runs + n <= run_range.shape[1]
-            if stored:
-                for k in range(1, n):  # insertion sort by run: they come nearly sorted
-                    kk, jj, ww = key[k], found[k], words[k]
-                    p = k - 1
-                    while p >= 0 and key[p] > kk:
-                        key[p + 1], found[p + 1], words[p + 1] = key[p], found[p], words[p]
-                        p -= 1
-                    key[p + 1], found[p + 1], words[p + 1] = kk, jj, ww
-                for k in range(n):
-                    if k == 0 or key[k] >> 1 != key[k - 1] >> 1:
-                        run_image[chunk, runs] = (key[k] >> 1) % 27
-                        run_range[chunk, runs, 0] = tiles
-                        run_range[chunk, runs, 1] = tiles
-                        runs += 1
-                    j_list[chunk, tiles] = found[k]
-                    j_mask[chunk, tiles] = ~words[k]
-                    tiles += 1
-                    if words[k] != 0:
-                        run_range[chunk, runs - 1, 1] = tiles
-                    run_range[chunk, runs - 1, 2] = tiles
-            else:
-                tiles += n
-                runs += n
+            if holds[i] > 0:
+                n = _search(i, *where, *boxes, key, found, words)
+                if tiles + n <= most and runs + n <= run_range.shape[1]:
+                    _mark_excluded(i, n, atom_of_slot, slot_of_atom, excl_first, excl_other, excl_shift, key, found, words)
+                    runs, tiles = _write(n, key, found, words, *lists, runs, tiles)
+                else:
+                    runs, tiles = runs + n, tiles + n
             row_first[i, 1] = runs
         need[chunk, 0], need[chunk, 1] = runs, tiles
 
@@ -349,7 +362,8 @@ class ClusterList:
         self.threads = int(numba.get_num_threads())
         self.chunks = CHUNKS_PER_THREAD * self.threads
         self._tiles, self._runs = 0, 0
-        self._partners = np.zeros((0, 2), np.int32)
+        self._partner_first, self._partner_image = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self._partner = np.zeros(0, np.int32)
 
     def build(self, state: State) -> None:
         """Sort the particles and write the list anew.
@@ -411,32 +425,26 @@ class ClusterList:
 
     def _exclude(self, state: State) -> None:
         """Find the image under which excluded partners are nearest; rows of partners are made once."""
-        if len(self._partners) == 0:
+        if len(self._partner_first) == 0:
             both_ways = np.concatenate([self.exclusions, self.exclusions[:, ::-1]])
-            self._partners = np.ascontiguousarray(both_ways[np.argsort(both_ways[:, 0], kind="stable")])
-            counts = np.bincount(self._partners[:, 0], minlength=len(state.position_n3))
+            both_ways = both_ways[np.argsort(both_ways[:, 0], kind="stable")]
+            counts = np.bincount(both_ways[:, 0], minlength=len(state.position_n3))
             self._partner_first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        i, j = self._partners[:, 0], self._partners[:, 1]
-        away = state.position_n3[i] - state.position_n3[j]
-        near = np.zeros((len(i), 3), np.int64)
-        for d in (2, 1, 0) if state.periodic else ():
-            near[:, d] = np.floor(away[:, d] / self._box[d, d] + 0.5)
-            away -= near[:, d, None] * self._box[d]
-        image = self.wrap[i].astype(np.int64) - self.wrap[j] - near + 1
-        self._partner_image = image @ np.array([9, 3, 1])
+            self._partner, self._partner_image = both_ways[:, 1].copy(), np.zeros(len(both_ways), np.int64)
+        place = (state.position_n3, self.wrap, box_of(state))
+        _nearest(*place, self._partner_first, self._partner, self._partner_image)
 
     def _rows(self, images: Any) -> None:
         i_clusters = self.slots // 4
         need = np.zeros((self.chunks, 2), np.int64)
-        reach2 = self.dtype(self.reach**2 * (1 + 1e-6))
         self.row_first = np.empty((i_clusters, 2), np.int64)
         if self._tiles == 0:
             self._grow(16 * (i_clusters // self.chunks + 16), 64 * (i_clusters // self.chunks + 16))
         while True:
-            args = (self.x, self.y, self.z, self._box, images, self.grid, self.height, self.reach, self.first, *self.bounds)
-            args += (self.holds, self.origin, self.atom_of_slot, self.slot_of_atom)
-            args += (self._partner_first, self._partners[:, 1].copy(), self._partner_image, reach2)
-            _build(*args, self.row_first, self.run_range, self.run_image, self.j_list, self.j_mask, need)
+            where = (self.x, self.y, self.z, self._box, images, self.grid, self.height, self.reach, self.first)
+            boxes = (*self.bounds, self.holds, self.origin)
+            excluded = (self.atom_of_slot, self.slot_of_atom, self._partner_first, self._partner, self._partner_image)
+            _build(where, boxes, excluded, self.row_first, self.run_range, self.run_image, self.j_list, self.j_mask, need)
             runs, tiles = need.max(axis=0)
             if runs <= self._runs and tiles <= self._tiles:
                 break
@@ -450,4 +458,4 @@ class ClusterList:
         self._runs, self._tiles = runs, tiles
         self.j_list, self.j_mask = np.empty((self.chunks, tiles), np.int32), np.empty((self.chunks, tiles), np.uint32)
         self.run_range, self.run_image = np.empty((self.chunks, runs, 3), np.int32), np.empty((self.chunks, runs), np.int8)
-        self.run_shift = np.empty((self.chunks, runs, 3), self.dtype)
+        self.run_shift = np.empty((self.chunks, runs, 3))

@@ -25,12 +25,11 @@ import math
 from typing import Final
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from gewu.core.errors import ConvergenceError, InputError
 from gewu.core.kernel import device, kernel
-from gewu.physics.md.state import Array, Index, State, Topology
+from gewu.formats.forcefield.graph import molecules
+from gewu.physics.md.state import Array, Index, State, Topology, symmetric
 
 ITERATIONS: Final = 2000
 TORN: Final = 4.0
@@ -296,7 +295,7 @@ class Constraints:
         )  # fmt: skip
         self._check(state)
         if dt is not None:
-            self.virial_33 = (2.0 / dt) * self._virial.sum(axis=0)[[[0, 1, 2], [1, 3, 4], [2, 4, 5]]]
+            self.virial_33 = (2.0 / dt) * symmetric(self._virial.sum(axis=0))
 
     def velocities(self, state: State) -> None:
         """Remove from `state.velocity_n3` what would change a constrained distance.
@@ -343,8 +342,7 @@ def groups(index: Index) -> tuple[Index, Index]:
         return np.zeros(0, np.int32), np.zeros(1, np.int32)
     hub, other = np.repeat(index[:, 0], index.shape[1] - 1), index[:, 1:].ravel()
     size = int(index.max()) + 1
-    _, label = connected_components(coo_array((np.ones(len(hub), np.int8), (hub, other)), shape=(size, size)), directed=False)
-    group = label[index[:, 0]]
+    group = molecules(np.stack([hub, other], axis=1), size)[index[:, 0]]
     order = np.argsort(group, kind="stable")
     start = np.flatnonzero(np.append(True, np.diff(group[order]) != 0))
     return order.astype(np.int32), np.append(start, len(index)).astype(np.int32)

@@ -23,38 +23,12 @@ import numpy as np
 from gewu.core.device import device
 from gewu.core.errors import InputError
 from gewu.core.kernel import kernel
+from gewu.core.splines import cubic, local_cubic
 from gewu.formats.eam import EamTables
 from gewu.physics.md.eamlanes import INTERVALS, density_double, density_mixed, float_tables, force_double, force_mixed
-from gewu.physics.md.state import Array, Evaluation, State
+from gewu.physics.md.state import Array, Evaluation, State, symmetric
 from gewu.physics.md.units import ANGSTROM, EV
 from gewu.physics.md.verlet import Verlet
-
-
-def local_cubic(values: Array) -> Array:
-    """Return the coefficients (..., n, 4) of 1, p, p^2, p^3 between neighbouring points of a grid, p = 0 to 1.
-
-    Slopes at the points are five-point differences, three-point and one-sided ones at the ends; the last row is a straight line.
-    """
-    f = np.asarray(values, np.float64)
-    slope = np.empty_like(f)
-    slope[..., 2:-2] = (f[..., :-4] - f[..., 4:] + 8.0 * (f[..., 3:-1] - f[..., 1:-3])) / 12.0
-    slope[..., 1], slope[..., -2] = 0.5 * (f[..., 2] - f[..., 0]), 0.5 * (f[..., -1] - f[..., -3])
-    slope[..., 0], slope[..., -1] = f[..., 1] - f[..., 0], f[..., -1] - f[..., -2]
-    out = np.zeros((*f.shape, 4))
-    rise = f[..., 1:] - f[..., :-1]
-    out[..., 0], out[..., 1] = f, slope
-    out[..., :-1, 2] = 3.0 * rise - 2.0 * slope[..., :-1] - slope[..., 1:]
-    out[..., :-1, 3] = slope[..., :-1] + slope[..., 1:] - 2.0 * rise
-    return out
-
-
-@device
-def cubic(table: Array, a: int, b: int, t: float) -> tuple[float, float]:
-    """Return value and slope (per interval) of the local cubics table[a, b] at t intervals; constant beyond the end."""
-    m = min(int(t), table.shape[2] - 2)
-    p = min(t - m, 1.0)
-    c1, c2, c3 = table[a, b, m, 1], table[a, b, m, 2], table[a, b, m, 3]
-    return table[a, b, m, 0] + p * (c1 + p * (c2 + p * c3)), c1 + p * (2.0 * c2 + p * 3.0 * c3)
 
 
 @device
@@ -65,20 +39,7 @@ def apart(x_n3: Any, i: int, j: int, scale: Array) -> tuple[float, float, float]
 
 
 @kernel
-def eam_density(
-    i: int,
-    x: Any,
-    element: Any,
-    count: Any,
-    items: Any,
-    scale: Any,
-    cutoff: float,
-    d_r: float,
-    density: Any,
-    r_phi: Any,
-    rho: Any,
-    pair: Any,
-) -> None:
+def eam_density(i, x, element, count, items, scale, cutoff, d_r, density, r_phi, rho, pair):  # type: ignore[no-untyped-def]
     """Sum the densities at atom i and half of its pair energies."""
     e, sum_rho, sum_phi = element[i], 0.0, 0.0
     for k in range(count[i]):
@@ -104,23 +65,10 @@ def eam_embedding(i: int, element: Any, rho: Any, d_rho: float, embedding: Any, 
 
 
 @kernel
-def eam_force(
-    i: int,
-    x: Any,
-    element: Any,
-    count: Any,
-    items: Any,
-    scale: Any,
-    cutoff: float,
-    d_r: float,
-    density: Any,
-    r_phi: Any,
-    slope: Any,
-    order: Any,
-    force: Any,
-    virial: Any,
-) -> None:
-    """Add the force on atom i to its row of the state, and write its half of the virial: xx, yy, zz, yz, xz, xy."""
+def eam_force(  # type: ignore[no-untyped-def]
+    i, x, element, count, items, scale, cutoff, d_r, density, r_phi, slope, order, force, virial
+):
+    """Add the force on atom i to its row of the state, and write its half of the virial: xx, xy, xz, yy, yz, zz."""
     e, fx, fy, fz, xx, yy, zz, yz, xz, xy = element[i], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for k in range(count[i]):
         j = items[i, k]
@@ -139,8 +87,8 @@ def eam_force(
     force[row, 0] += fx
     force[row, 1] += fy
     force[row, 2] += fz
-    virial[i, 0], virial[i, 1], virial[i, 2] = 0.5 * xx, 0.5 * yy, 0.5 * zz
-    virial[i, 3], virial[i, 4], virial[i, 5] = 0.5 * yz, 0.5 * xz, 0.5 * xy
+    virial[i, 0], virial[i, 1], virial[i, 2] = 0.5 * xx, 0.5 * xy, 0.5 * xz
+    virial[i, 3], virial[i, 4], virial[i, 5] = 0.5 * yy, 0.5 * yz, 0.5 * zz
 
 
 class Eam:
@@ -227,8 +175,7 @@ class Eam:
         if not want:
             return None
         energies = {"eam_pair": float(self._pair[self._owned].sum()), "eam_embedding": float(self._embedded[self._owned].sum())}
-        xx, yy, zz, yz, xz, xy = self._virial.sum(axis=0)
-        return Evaluation(energies, np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]))
+        return Evaluation(energies, symmetric(self._virial.sum(axis=0)))
 
     def _embed(self, state: State) -> None:
         """Compute F and F', those of ghosts by asking their owners."""

@@ -19,7 +19,7 @@ from gewu.physics.md.state import Array
 load_numba()
 from numba import njit, prange  # noqa: E402
 
-from gewu.physics.md.lanes import (  # noqa: E402
+from gewu.core.lanes import (  # noqa: E402
     LANES,
     as_real,
     at_most,
@@ -33,6 +33,7 @@ from gewu.physics.md.lanes import (  # noqa: E402
     total,
     whole,
 )
+from gewu.core.vector import stamped  # noqa: E402
 
 INTERVALS = 4096
 _GAUSS = 0.5 / math.sqrt(3.0)
@@ -41,6 +42,7 @@ _NEAREST = 1e-12  # nm^2: padding, the atom itself
 
 
 @njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@stamped
 def density_mixed(
     x_n4: Any, own_n: Any, count: Any, items: Any, box: Any, several: bool, table: Any, rho: Any, pair: Any
 ) -> None:
@@ -76,22 +78,10 @@ def _vectors(box: Any) -> Any:
 
 
 @njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def force_mixed(
-    x_n4: Any,
-    slope_n: Any,
-    offset_n: Any,
-    own_n: Any,
-    count: Any,
-    items: Any,
-    box: Any,
-    unit: float,
-    several: bool,
-    want: bool,
-    table: Any,
-    order: Any,
-    force: Any,
-    virial: Any,
-) -> None:
+@stamped
+def force_mixed(  # type: ignore[no-untyped-def]
+    x_n4, slope_n, offset_n, own_n, count, items, box, unit, several, want, table, order, force, virial
+):
     """`eam_force` for sixteen neighbours at a time; the fourth column of `x_n4` holds the bits of F' as float32."""
     for i in prange(len(count)):
         if count[i] == 0:
@@ -125,8 +115,8 @@ def force_mixed(
         force[at, 2] += unit * total(fz)
         if want:
             half = -0.5 * unit * unit
-            virial[i, 0], virial[i, 1], virial[i, 2] = half * total(xx), half * total(yy), half * total(zz)
-            virial[i, 3], virial[i, 4], virial[i, 5] = half * total(yz), half * total(xz), half * total(xy)
+            virial[i, 0], virial[i, 1], virial[i, 2] = half * total(xx), half * total(xy), half * total(xz)
+            virial[i, 3], virial[i, 4], virial[i, 5] = half * total(yy), half * total(yz), half * total(zz)
 
 
 @njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
@@ -148,21 +138,10 @@ def _slope(c: Any, p: Any) -> Any:
 
 
 @njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def density_double(
-    x_n4: Any,
-    own_n: Any,
-    count: Any,
-    items: Any,
-    box: Any,
-    cutoff: float,
-    d_r: float,
-    n_r: int,
-    want: bool,
-    density: Any,
-    r_phi: Any,
-    rho: Any,
-    pair: Any,
-) -> None:
+@stamped
+def density_double(  # type: ignore[no-untyped-def]
+    x_n4, own_n, count, items, box, cutoff, d_r, n_r, want, density, r_phi, rho, pair
+):
     """`eam_density` for eight neighbours at a time, pair energies only where wanted; columns and places as in `density_mixed`."""
     for i in prange(len(count)):
         xi, yi, zi = spread(x_n4[i, 0]), spread(x_n4[i, 1]), spread(x_n4[i, 2])
@@ -187,25 +166,10 @@ def density_double(
 
 
 @njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def force_double(
-    x_n4: Any,
-    slope_n: Any,
-    offset_n: Any,
-    own_n: Any,
-    count: Any,
-    items: Any,
-    box: Any,
-    cutoff: float,
-    d_r: float,
-    n_r: int,
-    several: bool,
-    want: bool,
-    density: Any,
-    r_phi: Any,
-    order: Any,
-    force: Any,
-    virial: Any,
-) -> None:
+@stamped
+def force_double(  # type: ignore[no-untyped-def]
+    x_n4, slope_n, offset_n, own_n, count, items, box, cutoff, d_r, n_r, several, want, density, r_phi, order, force, virial
+):
     """`eam_force` for eight neighbours at a time; the fourth column of `x_n4` holds the bits of F'."""
     for i in prange(len(count)):
         if count[i] == 0:
@@ -243,8 +207,8 @@ def force_double(
         force[at, 1] += total(fy)
         force[at, 2] += total(fz)
         if want:
-            virial[i, 0], virial[i, 1], virial[i, 2] = -0.5 * total(xx), -0.5 * total(yy), -0.5 * total(zz)
-            virial[i, 3], virial[i, 4], virial[i, 5] = -0.5 * total(yz), -0.5 * total(xz), -0.5 * total(xy)
+            virial[i, 0], virial[i, 1], virial[i, 2] = -0.5 * total(xx), -0.5 * total(xy), -0.5 * total(xz)
+            virial[i, 3], virial[i, 4], virial[i, 5] = -0.5 * total(yy), -0.5 * total(yz), -0.5 * total(zz)
 
 
 def _lines(value_xg: Array) -> tuple[Array, Array]:

@@ -22,6 +22,7 @@ from gewu.core.figure import Figure
 from gewu.core.machine import one_blas_thread
 from gewu.formats import read_structure
 from gewu.formats.extxyz import extxyz_bytes
+from gewu.formats.zhou import METALS
 from gewu.physics.md import figures as pictures
 from gewu.physics.md.barostat import CellRescaling, MartynaTobiasKlein
 from gewu.physics.md.config import Config as Config
@@ -35,13 +36,13 @@ from gewu.physics.md.sampling import Sampler
 from gewu.physics.md.state import State
 from gewu.physics.md.trajectory import Trajectory, snapshot
 from gewu.physics.md.units import BAR
-from gewu.physics.md.zhou import METALS
 
 SUMMARY = "Molecular dynamics of metals, liquids and solvated biomolecules"
 
 DRIFT_STEPS = 100  # between two removals of the drift of the centre of mass
 PACE = 10_000_000  # atom-steps between two offers of a checkpoint
 PLAIN_CELL = 200  # structures of fewer atoms are offered to electronic structure first
+FIRST_RUN = {"minimise": 500, "equilibration_ps": 4.0, "time_ps": 8.0}
 NOBLE = {"Ne": "0.3051 0.2782", "Ar": "0.9961 0.3405", "Kr": "1.3637 0.3638", "Xe": "1.8373 0.4055"}
 
 
@@ -148,9 +149,7 @@ class Simulation:
         if limit:
             with self.ctx.phase("minimise"):
                 found = fire(state, model, config.max_force_kj_mol_nm, limit)
-            self.ctx.log(
-                f"minimised: {found.energy:.6g} kJ/mol, largest force {found.max_force:.4g} kJ/mol/nm, {found.evaluations} evaluations"
-            )
+            self.ctx.log(f"minimised: {found.energy:.6g} kJ/mol, largest force {found.max_force:.4g} kJ/mol/nm")
             if config.ensemble == "minimise":
                 self.ctx.number("energy_kj_mol", found.energy, "kJ/mol", converged=found.converged)
                 self.ctx.number("max_force_kj_mol_nm", found.max_force, "kJ/mol/nm", converged=found.converged)
@@ -306,9 +305,9 @@ def recognise(path: Path) -> dict[str, Any] | None:
         found = [path.with_suffix(end) for end in ends if path.with_suffix(end).is_file()]
         if not found:
             raise InputError("no coordinates beside this topology", file=path, allowed=", ".join(path.stem + end for end in ends))
-        return {"topology": str(path), "structure": str(found[0]), "minimise": 500, "time_ps": 2.0}
+        return {"topology": str(path), "structure": str(found[0]), **FIRST_RUN}
     if suffix in (".data", ".lmp"):
-        return {"topology": str(path), "minimise": 500, "time_ps": 2.0}
+        return {"topology": str(path), **FIRST_RUN}
     if suffix not in (".cif", ".xyz", ".extxyz", ".vasp", ".poscar"):
         return None
     symbols = read_structure(path).symbols

@@ -1,4 +1,4 @@
-"""Coulomb energy of periodic charges by Ewald's sum: the plain reference, and the pieces that smooth PME shares with it.
+"""Coulomb energy of periodic charges by Ewald's sum: what smooth PME needs beside its mesh.
 
     U = K sum_pairs,images q_i q_j erfc(a r)/r                                   real space (pair list), without excluded pairs
       + K/(2 pi V) sum_m exp(-pi^2 m^2/a^2)/m^2 |S(m)|^2,  S = sum_i q_i e^(2 pi i m.r_i)                           reciprocal
@@ -18,15 +18,16 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.special import erfc, erfcinv
+from scipy.special import erfcinv
 
 from gewu.core.device import device, nonneg
+from gewu.core.erfc import ewald_polynomials
 from gewu.core.errors import InputError
 from gewu.core.kernel import kernel
 from gewu.core.ranks import SERIAL, Ranks
+from gewu.formats.forcefield.graph import partners
 from gewu.physics.md.box import heights, minimum_image
-from gewu.physics.md.erfc import ewald_polynomials
-from gewu.physics.md.state import Array, Evaluation, Index, State, Topology
+from gewu.physics.md.state import Array, State, Topology, symmetric
 from gewu.physics.md.units import COULOMB
 
 NAME = "coulomb_reciprocal"
@@ -60,22 +61,9 @@ def _polynomial(c: Any, t: float) -> float:
 
 
 @kernel
-def correct_excluded(
-    i: int,
-    want: int,
-    alpha: float,
-    near: float,
-    x_max: float,
-    position: Any,
-    charge: Any,
-    start: Any,
-    partner: Any,
-    box: Any,
-    force_terms: Any,
-    energy_terms: Any,
-    force: Any,
-    share: Any,
-) -> None:
+def correct_excluded(  # type: ignore[no-untyped-def]
+    i, want, alpha, near, x_max, position, charge, start, partner, box, force_terms, energy_terms, force, share
+):
     """Take the smooth interaction of atom i with its excluded partners off its force; half of energy and virial into `share`."""
     fx, fy, fz, energy = 0.0, 0.0, 0.0, 0.0
     xx, xy, xz, yy, yz, zz = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
@@ -110,11 +98,6 @@ def correct_excluded(
         share[4, i], share[5, i], share[6, i] = yy, yz, zz
 
 
-def symmetric(six: Array) -> Array:
-    """Return the symmetric (3, 3) of xx, xy, xz, yy, yz, zz."""
-    return six[[[0, 1, 2], [1, 3, 4], [2, 4, 5]]]
-
-
 class Exclusions:
     """The correction of excluded pairs: their reciprocal interaction is taken off.
 
@@ -126,10 +109,7 @@ class Exclusions:
     """
 
     def __init__(self, topology: Topology, alpha: float, tolerance: float = 1e-14, where: str = "cpu") -> None:
-        pairs = np.asarray(topology.exclusions, np.int64).reshape(-1, 2)
-        both = np.concatenate([pairs, pairs[:, ::-1]])
-        both = both[np.lexsort((both[:, 1], both[:, 0]))]
-        self._tag_start, self._tag_partner = np.searchsorted(both[:, 0], np.arange(len(topology) + 1)), both[:, 1].copy()
+        self._tag_start, self._tag_partner = partners(topology.exclusions, len(topology))
         self.alpha, self._where, self._x_max = alpha, where, 4.0
         terms = ewald_polynomials(self._x_max, tolerance)
         while max(len(c) for c in terms) > _TERMS:
@@ -180,81 +160,3 @@ def background_energy(state: State, alpha: float, ranks: Ranks = SERIAL) -> floa
     """Return the energy of the charges in the uniform background that neutralises them, kJ/mol (of all ranks together)."""
     net = ranks.allreduce(float(state.charge_n[: state.owned].sum()))
     return -COULOMB * math.pi * net * net / (2.0 * state.volume * alpha * alpha)
-
-
-class Ewald:
-    """The reciprocal sum, term by term: a reference for PME, of cost (atoms) x (vectors).  One rank.
-
-    Args:
-        topology: exclusions.
-        alpha: Ewald's parameter, 1/nm.
-        kmax: largest index of the reciprocal vectors along each axis.
-        k_cutoff: leave out vectors with 2 pi |m| above this, 1/nm.
-    """
-
-    def __init__(self, topology: Topology, alpha: float, kmax: tuple[int, int, int], k_cutoff: float = math.inf) -> None:
-        self.alpha, self.k_cutoff = alpha, k_cutoff
-        axes = np.meshgrid(*(np.arange(-k, k + 1) for k in kmax), indexing="ij")
-        vectors = np.stack(axes, -1).reshape(-1, 3)
-        self._half = vectors[len(vectors) // 2 + 1 :]  # the other half are their opposites, the middle one is 0
-        self._exclusions = Exclusions(topology, alpha)
-
-    def reciprocal(self, state: State) -> tuple[float, Array, Array]:
-        """Return energy, forces and virial of the sum over reciprocal vectors."""
-        m = self._half @ np.linalg.inv(state.box_33).T
-        m = m[2.0 * math.pi * np.linalg.norm(m, axis=1) <= self.k_cutoff]
-        m2, charge = (m * m).sum(axis=1), state.charge_n
-        factor = 2.0 * COULOMB / (2.0 * math.pi * state.volume) * np.exp(-((math.pi / self.alpha) ** 2) * m2) / m2
-        energy, virial, force = 0.0, np.zeros((3, 3)), np.zeros_like(state.position_n3)
-        chunk = max(1, 4_000_000 // max(1, len(charge)))
-        for low in range(0, len(m), chunk):
-            part, c = m[low : low + chunk], factor[low : low + chunk]
-            phase = np.exp(2j * math.pi * (part @ state.position_n3.T))
-            s = phase @ charge
-            each = c * np.abs(s) ** 2
-            energy += float(each.sum())
-            spring = 2.0 * each * (1.0 / m2[low : low + chunk] + (math.pi / self.alpha) ** 2)
-            virial += each.sum() * np.eye(3) - np.einsum("m,ma,mb->ab", spring, part, part)
-            force += 4.0 * math.pi * charge[:, None] * ((np.conj(s) * c)[:, None] * phase).imag.T @ part
-        return energy, force, virial
-
-    def parts(self, state: State) -> dict[str, float]:
-        """Return the energies reciprocal, self, background and excluded, kJ/mol; adds forces as `compute` does."""
-        energy, force, self.virial_33 = self.reciprocal(state)
-        state.force_n3 += force
-        excluded, virial = self._exclusions.add(state, True)
-        background = background_energy(state, self.alpha)
-        self.virial_33 += virial + background * np.eye(3)
-        return {"reciprocal": energy, "self": self_energy(state, self.alpha), "background": background, "excluded": excluded}
-
-    def compute(self, state: State, want: bool) -> Evaluation | None:
-        """Add forces; return the energy under its name, and the virial."""
-        energy = sum(self.parts(state).values())
-        return Evaluation({NAME: energy}, self.virial_33) if want else None
-
-
-def real_space(state: State, alpha: float, cutoff_nm: float, exclusions: Index) -> tuple[float, Array, Array]:
-    """Return energy, forces and virial of the real-space sum over all images within the cutoff, pair by pair (a reference).
-
-    An excluded pair is left out at its nearest image only.
-    """
-    n, box, inverse = len(state.position_n3), state.box_33, np.linalg.inv(state.box_33)
-    reach = np.floor(cutoff_nm / heights(box) + 0.5).astype(int)
-    cells = np.stack(np.meshgrid(*(np.arange(-k, k + 1) for k in reach), indexing="ij"), -1).reshape(-1, 3) @ box
-    both = np.concatenate([exclusions, exclusions[:, ::-1]]).astype(np.int64)
-    energy, force, virial = 0.0, np.zeros((n, 3)), np.zeros((3, 3))
-    for i in range(n):
-        nearest = state.position_n3[i] - state.position_n3
-        d = nearest - np.rint(nearest @ inverse) @ box + cells[:, None]
-        r2 = (d * d).sum(axis=-1)
-        r2[r2[:, i] < 1e-20, i] = math.inf
-        skipped = both[both[:, 0] == i, 1]
-        r2[r2[:, skipped].argmin(axis=0), skipped] = math.inf
-        image, j = np.nonzero(r2 < cutoff_nm**2)
-        d, r2 = d[image, j], r2[image, j]
-        r, q = np.sqrt(r2), COULOMB * state.charge_n[i] * state.charge_n[j]
-        u = q * erfc(alpha * r) / r
-        f = d * ((u + q * 2.0 * alpha / math.sqrt(math.pi) * np.exp(-alpha * alpha * r2)) / r2)[:, None]
-        energy, virial = energy + 0.5 * float(u.sum()), virial + 0.5 * d.T @ f
-        force[i] = f.sum(axis=0)
-    return energy, force, virial

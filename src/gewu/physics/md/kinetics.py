@@ -5,8 +5,7 @@ number of degrees of freedom (three for each atom with mass, less constraints, l
 
 Sums: a work item adds ROWS atoms in order, and the items' sums are added in order: the same bits whatever the number of threads.
 
-Random numbers: one Philox block of (seed, stream, tag) gives four 32-bit words, and these three normals (Box and Muller; 32 bits
-reach to |z| = 6.7, and one block an atom is half the cost of 53-bit uniforms).  Streams are STREAMS * step + use.
+Random numbers: `philox_three_normals` of (seed, stream, tag).  Streams are STREAMS * step + use.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from gewu.core.kernel import device, kernel
-from gewu.core.random import philox_words
+from gewu.core.kernel import kernel
+from gewu.core.random import philox_three_normals
 from gewu.core.ranks import SERIAL, Ranks
 from gewu.physics.md.state import Array, State
 from gewu.physics.md.units import BOLTZMANN
@@ -25,22 +24,11 @@ from gewu.physics.md.units import BOLTZMANN
 ROWS = 128
 STREAMS = 8
 START, LANGEVIN, RESCALING, CELL = range(4)  # uses of a step's streams
-_UNIT = 2.0**-32
-_TWO_PI = 2.0 * math.pi
 
 
 def machine(state: State) -> str:
     """Return the device on which kernels run: where the state's arrays lie."""
     return "cpu" if isinstance(state.position_n3, np.ndarray) else "cuda"
-
-
-@device
-def three_normals(seed: int, stream: int, index: int) -> tuple[float, float, float]:
-    """Return three independent standard normals of (seed, stream, index)."""
-    w0, w1, w2, w3 = philox_words(seed, stream, index)
-    r0, r1 = math.sqrt(-2.0 * math.log((w0 + 0.5) * _UNIT)), math.sqrt(-2.0 * math.log((w2 + 0.5) * _UNIT))
-    phi0, phi1 = _TWO_PI * (w1 * _UNIT), _TWO_PI * (w3 * _UNIT)
-    return r0 * math.cos(phi0), r0 * math.sin(phi0), r1 * math.cos(phi1)
 
 
 @kernel
@@ -56,7 +44,7 @@ def _kinetic(b: int, n: int, mass_n: Any, velocity_n3: Any, sum_b6: Any) -> None
 
 @kernel
 def _draw(i: int, seed: int, stream: int, kt: float, mass_n: Any, tag_n: Any, velocity_n3: Any) -> None:
-    z0, z1, z2 = three_normals(seed, stream, tag_n[i])
+    z0, z1, z2 = philox_three_normals(seed, stream, tag_n[i])
     width = math.sqrt(kt / mass_n[i]) if mass_n[i] > 0.0 else 0.0
     velocity_n3[i, 0], velocity_n3[i, 1], velocity_n3[i, 2] = width * z0, width * z1, width * z2
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from gewu.core.errors import ConvergenceError, InputError
 from gewu.core.ranks import Ranks
+from gewu.formats.forcefield.graph import molecules
 from gewu.physics.md.state import Array, Index, State, Terms, Topology
 
 _RIGID = ("constraints", "settles", "virtual_sites")
@@ -25,9 +24,7 @@ _RIGID = ("constraints", "settles", "virtual_sites")
 def groups(topology: Topology) -> NDArray[np.int64]:
     """Return (n,) the group of each atom: atoms tied by constraints, rigid water and virtual sites share one."""
     ties = [index[:, [0, k]] for name in _RIGID for index in [topology.tables()[name].index] for k in range(1, index.shape[1])]
-    i, j = np.concatenate(ties).T
-    graph = coo_array((np.ones(len(i), np.int8), (i, j)), shape=(len(topology), len(topology)))
-    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
+    return molecules(np.concatenate(ties), len(topology)).astype(np.int64)
 
 
 def fractions(position_n3: Array, box_33: Array) -> Array:

@@ -27,7 +27,7 @@ from gewu.core.errors import InputError
 from gewu.core.kernel import Kernel, kernel
 from gewu.formats.potentials import STILLINGER_WEBER, TERSOFF, Triplets
 from gewu.physics.md.eam import apart
-from gewu.physics.md.state import Array, Evaluation, State
+from gewu.physics.md.state import Array, Evaluation, State, symmetric
 from gewu.physics.md.units import ANGSTROM, EV
 from gewu.physics.md.verlet import Verlet
 
@@ -195,7 +195,7 @@ def find_reverse(i: int, count: Any, items: Any, reverse: Any) -> None:
 def gather_forces(
     i: int, x: Any, count: Any, items: Any, reverse: Any, scale: Any, order: Any, part: Any, force: Any, virial: Any
 ) -> None:
-    """Add all forces on atom i to its row of the state, and write the virial of centre i: xx, yy, zz, yz, xz, xy."""
+    """Add all forces on atom i to its row of the state, and write the virial of centre i: xx, xy, xz, yy, yz, zz."""
     fx, fy, fz, xx, yy, zz, yz, xz, xy = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for q in range(count[i]):
         j = items[i, q]
@@ -211,7 +211,7 @@ def gather_forces(
     force[row, 0] += fx
     force[row, 1] += fy
     force[row, 2] += fz
-    virial[i, 0], virial[i, 1], virial[i, 2], virial[i, 3], virial[i, 4], virial[i, 5] = xx, yy, zz, yz, xz, xy
+    virial[i, 0], virial[i, 1], virial[i, 2], virial[i, 3], virial[i, 4], virial[i, 5] = xx, xy, xz, yy, yz, zz
 
 
 class ThreeBody:
@@ -261,8 +261,7 @@ class ThreeBody:
         gather_forces.launch(self.device, n, x, *gather)
         if not want:
             return None
-        xx, yy, zz, yz, xz, xy = self._virial[self._owned].sum(axis=0)
-        virial = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+        virial = symmetric(self._virial[self._owned].sum(axis=0))
         return Evaluation({self.name: float(self._energy[self._owned].sum())}, virial)
 
 

@@ -4,10 +4,10 @@
 when the lists are stale, atoms migrate between ranks and every list is built anew.
 
 A list made for `cutoff + skin` is good while no pair from outside can have come within the cutoff.  With the box deformed by D
-since then
-and atoms moved by at most m beyond that, this is (cutoff + skin) s_min(D) - 2 m > cutoff, s_min the smallest singular value of D.
-It is measured at every step, on all ranks together; nothing is rebuilt blindly, unless `rebuild_every` asks for it (to compare
-with codes that do).
+since then and atoms moved by at most m beyond that, this is (cutoff + skin) s_min(D) - 2 m > cutoff, s_min the smallest singular
+value of D.
+It is measured at every step, on all ranks together (a term may name the atoms that matter: `Pairs.watched`); nothing is rebuilt
+blindly, unless `rebuild_every` asks for it (to compare with codes that do).
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ class Local(NamedTuple):
 
 
 @numba.njit(cache=True, parallel=True)  # type: ignore[misc]
-def _moved(position, reference, deform, affine, parts):  # type: ignore[no-untyped-def]
-    """Largest squared displacement, beyond the deformation of the box, in each part of the atoms; infinite if one is not a number."""
-    n = reference.shape[0]
+def _moved(position, reference, rows, deform, affine, parts):  # type: ignore[no-untyped-def]
+    """Largest squared displacement, beyond the deformation of the box, in each part of the rows; infinite for no number."""
+    n = rows.size
     for t in numba.prange(parts.size):
         largest = 0.0
-        for i in range(t * n // parts.size, (t + 1) * n // parts.size):
+        for k in range(t * n // parts.size, (t + 1) * n // parts.size):
+            i = numba.uint64(rows[k])
             rx, ry, rz = reference[i, 0], reference[i, 1], reference[i, 2]
             if affine:
                 rx, ry, rz = (
@@ -103,7 +104,7 @@ class Model:
         self.rebuilds, self.terms = 0, ()  # type: tuple[int, Sequence[Term]]
         self.constraints: Constraints | None = None
         self._make, self._sites, self._age = terms, VirtualSites(topology), 0
-        self._reference, self._box = np.zeros((0, 3)), np.zeros((3, 3))
+        self._reference, self._box, self._watched = np.zeros((0, 3)), np.zeros((3, 3)), np.zeros(0, np.int32)
         self._parts = np.zeros(4 * numba.get_num_threads())
         rigid = len(topology.constraints.index) + 3 * len(topology.settles.index)
         moving = int(np.count_nonzero(np.asarray(topology.mass_n) > 0))
@@ -169,7 +170,7 @@ class Model:
             return self._age >= self.rebuild_every
         affine = state.periodic and not np.array_equal(state.box_33, self._box)
         deform = np.linalg.inv(self._box) @ state.box_33 if affine else np.eye(3)
-        _moved(state.position_n3, self._reference, deform, affine, self._parts)
+        _moved(state.position_n3, self._reference, self._watched, deform, affine, self._parts)
         moved2 = float(self._parts.max())
         if self.ranks.size > 1:
             moved2 = self.ranks.allreduce(moved2, "max")
@@ -197,6 +198,9 @@ class Model:
             rebuild: Any = getattr(term, "rebuild", None)
             if rebuild is not None:
                 rebuild(state)
+        everyone = np.ones(state.owned, bool)
+        masks = [term.watched(state) if hasattr(term, "watched") else everyone for term in self.terms if hasattr(term, "rebuild")]
+        self._watched = np.flatnonzero(np.logical_or.reduce(masks) if masks else everyone).astype(np.int32)
         self._reference, self._box, self._age = state.position_n3[: state.owned].copy(), state.box_33.copy(), 0
         self.rebuilds += 1
 

@@ -4,7 +4,7 @@ r"""What is measured during a run: accumulators that take one state after the ot
     MSD(t)    <|r(t0 + t) - r(t0)|^2> -> 6 D t                                                     `TimeCorrelation("msd")`
     C(t)      <v(t0) . v(t0 + t)>,  D = 1/3 int_0^inf C dt                                         `TimeCorrelation("vacf")`
     epsilon   1 + 4 pi f (<M^2> - <M>^2) / (3 V k T), conducting surroundings                      `Dielectric`
-    errors    of means over correlated series, by blocking                                        `BlockAverages`
+    errors    of means over correlated series, by blocking                          `gewu.core.statistics.BlockAverages`
 
 Every accumulator has `update(state)`, results as methods, and `to_state` / `restore`: restored, it goes on bit for bit.  Arrays
 are put into the order of the input by their tags, so the order of rows does not matter; all rows must be there (with several
@@ -12,8 +12,7 @@ ranks: the gathered state on the root).  Memory: `TimeCorrelation` keeps K sampl
 keeps none.
 
 Reference: Allen and Tildesley, Computer Simulation of Liquids, 2nd edition (2017), chapters 2 and 8; Neumann, Mol. Phys. 50, 841
-(1983); Yeh and Hummer, J. Phys. Chem. B 108, 15873 (2004); Flyvbjerg and Petersen, J. Chem. Phys. 91, 461 (1989); Jonsson,
-Phys. Rev. E 98, 043304 (2018).
+(1983); Yeh and Hummer, J. Phys. Chem. B 108, 15873 (2004).
 """
 
 from __future__ import annotations
@@ -27,8 +26,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from gewu.core.errors import InputError
 from gewu.core.kernel import atomic_add, kernel
+from gewu.core.statistics import BlockAverages
 from gewu.physics.md.box import check_reach, minimum_image
-from gewu.physics.md.plain import bin_cells, cell_span
+from gewu.physics.md.plain import bin_cells, cell_beside
 from gewu.physics.md.state import Array, State
 from gewu.physics.md.units import BOLTZMANN, COULOMB
 
@@ -58,24 +58,17 @@ def _histogram(i, position, box, reach, shape, cell, start, order, kind, row_of,
         if row_of[kind[i], k] >= 0:
             wanted = True
     if wanted:
-        x0, x1 = cell_span(cell[i, 0], shape[0], 1)
-        y0, y1 = cell_span(cell[i, 1], shape[1], 1)
-        z0, z1 = cell_span(cell[i, 2], shape[2], 1)
-        for x in range(x0, x1):
-            for y in range(y0, y1):
-                for z in range(z0, z1):
-                    here = ((x + shape[0]) % shape[0] * shape[1] + (y + shape[1]) % shape[1]) * shape[2] + (z + shape[2]) % shape[
-                        2
-                    ]
-                    for k in range(start[here], start[here + 1]):
-                        j = order[k]
-                        row = row_of[kind[i], kind[j]]
-                        if row >= 0 and j != i:
-                            dx, dy = position[i, 0] - position[j, 0], position[i, 1] - position[j, 1]
-                            dx, dy, dz = minimum_image(dx, dy, position[i, 2] - position[j, 2], box)
-                            r2 = dx * dx + dy * dy + dz * dz
-                            if r2 < reach * reach:
-                                atomic_add(counts, row * bins + min(int(math.sqrt(r2) / reach * bins), bins - 1), 1)
+        for part in range(27):
+            here = cell_beside(cell[i, 0], cell[i, 1], cell[i, 2], part, shape, (1, 1, 1))
+            for k in range(start[here], start[here + 1] if here >= 0 else start[here]):
+                j = order[k]
+                row = row_of[kind[i], kind[j]]
+                if row >= 0 and j != i:
+                    dx, dy = position[i, 0] - position[j, 0], position[i, 1] - position[j, 1]
+                    dx, dy, dz = minimum_image(dx, dy, position[i, 2] - position[j, 2], box)
+                    r2 = dx * dx + dy * dy + dz * dz
+                    if r2 < reach * reach:
+                        atomic_add(counts, row * bins + min(int(math.sqrt(r2) / reach * bins), bins - 1), 1)
 
 
 class Rdf:
@@ -230,82 +223,6 @@ class TimeCorrelation:
 def finite_size_diffusion(temperature_k: float, viscosity_pa_s: float, length_nm: float) -> float:
     """Return what a periodic cube takes from a diffusion coefficient, xi k T / (6 pi eta L) in nm^2/ps; add it to the result."""
     return YEH_HUMMER * BOLTZMANN * temperature_k / (6 * math.pi * (viscosity_pa_s / _VISCOSITY) * length_nm)
-
-
-class BlockAverages:
-    """Means of correlated series and their standard errors by repeated pairing of neighbours, in a fixed amount of memory.
-
-    Level k holds means of 2^k successive samples.  Its blocks count as independent when the lag-one autocorrelations rho of it
-    and all higher levels are compatible with zero: sum_k n_k rho_k^2 below the 99 % point of chi^2 (Jonsson 2018).
-
-    Args:
-        names: one per column of the samples.
-
-    >>> series = BlockAverages(["pressure"])
-    >>> for value in (1.0, 2.0, 3.0):
-    ...     series.add([value])
-    >>> float(series.mean()[0])
-    2.0
-    """
-
-    _LEVELS = 48  # 2^48 samples
-    _ENOUGH = 16  # blocks on the highest level in use
-
-    def __init__(self, names: Sequence[str]) -> None:
-        m = len(names)
-        self.names, self._count = tuple(names), np.zeros(self._LEVELS, np.int64)
-        # per level and column: first, last, half-made block above, and sums of x, x^2 and x_i x_{i+1}; all relative to the first
-        self._sums, self._origin = np.zeros((self._LEVELS, 6, m)), np.zeros(m)
-
-    def add(self, values: ArrayLike) -> None:
-        """Take one sample of every column."""
-        x = np.asarray(values, float)
-        if self._count[0] == 0:
-            self._origin = x.copy()
-        x = x - self._origin
-        for level in range(self._LEVELS):
-            first, last, waiting, total, square, product = self._sums[level]
-            product += last * x if self._count[level] else 0.0
-            if self._count[level] == 0:
-                first[:] = x
-            last[:], total[:], square[:] = x, total + x, square + x * x
-            self._count[level] += 1
-            if self._count[level] % 2:
-                waiting[:] = x
-                return
-            x = (waiting + x) / 2
-
-    def mean(self) -> Array:
-        """Return the means; nan before the first sample."""
-        n = int(self._count[0])
-        return self._origin + self._sums[0, 3] / n if n else np.full(len(self.names), np.nan)
-
-    def error(self) -> Array:
-        """Return the standard errors of the means; nan where the series is too short to tell."""
-        from scipy.stats import chi2
-
-        levels = int((self._count >= self._ENOUGH).sum())
-        if levels == 0:
-            return np.full(len(self.names), np.nan)
-        n = self._count[:levels, None].astype(float)
-        first, last, _, total, square, product = self._sums[:levels].transpose(1, 0, 2)
-        mu = total / np.maximum(n, 1)
-        variance = np.maximum(square / n - mu**2, 0.0)
-        covariance = (product - mu * (2 * total - first - last)) / n + (n - 1) / n * mu**2
-        rho2 = np.divide(covariance**2, variance**2, out=np.zeros_like(variance), where=variance > 0)
-        remaining = np.cumsum((n * rho2)[::-1], axis=0)[::-1]
-        independent = remaining < chi2.ppf(0.99, np.arange(levels, 0, -1))[:, None]
-        squared = (variance + 2 * np.maximum(covariance, 0.0)) / (n - 1)  # with what correlation the test was too weak to see
-        lowest = np.argmax(independent, axis=0)
-        return np.array([math.sqrt(squared[k, m]) if independent[:, m].any() else math.nan for m, k in enumerate(lowest)])
-
-    def to_state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs."""
-        return {"count": self._count.copy(), "sums": self._sums.copy(), "origin": self._origin.copy()}
-
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """Go on from `to_state`."""
-        self._count, self._sums, self._origin = (np.array(saved[k]) for k in ("count", "sums", "origin"))
 
 
 class Dielectric:

@@ -11,10 +11,10 @@
               "ewald"           g = erfc(alpha r)/r
 
 The same `@kernel` bodies run as a Python loop, on threads and on a GPU; `PlainPairs` is the way for GPUs and twin of the fast
-CPU kernel, `brute_force` the O(n^2) reference of both.  Atom i owns half of the energy and virial of each of its pairs, so ranks
-that own different atoms add up to the whole.  Excluded pairs have no reaction field either; in Ewald's sum the reciprocal part
-takes them out.  A topology here has the rows of the state; along box vectors that are cut between ranks no image is taken
-(`images`).
+CPU kernel; the tests hold both against the sum over all pairs.  Atom i owns half of the energy and virial of each of its pairs,
+so ranks that own different atoms add up to the whole.  Excluded pairs have no reaction field either; in Ewald's sum the
+reciprocal part takes them out.  A topology here has the rows of the state; along box vectors that are cut between ranks no image
+is taken (`images`).
 
 Reference: Allen and Tildesley, Computer Simulation of Liquids, 2nd edition (2017), sections 2.8, 5.2, 5.3; Tironi et al.,
 J. Chem. Phys. 102, 5451 (1995).
@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import erfc
 
 from gewu.core.device import load_cuda
 from gewu.core.errors import ConvergenceError, InputError
 from gewu.core.kernel import Kernel, device, kernel
+from gewu.formats.forcefield.graph import partners
 from gewu.physics.md.box import box_of, check_reach, heights, minimum_image
-from gewu.physics.md.state import Array, Evaluation, Index, State, Topology
+from gewu.physics.md.state import Array, Evaluation, State, Topology
 from gewu.physics.md.units import COULOMB
 
 if TYPE_CHECKING:
@@ -91,63 +91,16 @@ def constants(settings: NonBonded) -> Cutoff:
 Images = tuple[bool, bool, bool]
 
 
-def _images_box(state: State, images: Images | None) -> tuple[Array, NDArray[np.bool_]]:
+def images_box(state: State, images: Images | None) -> tuple[Array, NDArray[np.bool_]]:
     """Return the box for `minimum_image` and along which vectors there are images."""
     periodic = np.full(3, state.periodic) & np.array((True, True, True) if images is None else images)
     return np.where(periodic[:, None], box_of(state), np.eye(3) * 1e30), periodic
 
 
-def brute_force(state: State, topology: Topology, settings: NonBonded, images: Images | None = None) -> tuple[Evaluation, Array]:
-    """Sum over all pairs in float64 NumPy: the reference of every other path.
-
-    Args:
-        state: owned rows act as i, all rows as j.
-        topology: parameters and exclusions, by rows of the state.
-        settings: cutoff and variants.
-        images: along which box vectors periodic images are taken; default: all when the state is periodic.
-    Returns:
-        Energies and virial (this rank's half of each pair), and (owned, 3) forces.
-    """
-    c, n, box = constants(settings), len(state.position_n3), _images_box(state, images)[0]
-    start, excluded = exclusion_lists(topology)
-    force, virial, energy = np.zeros((state.owned, 3)), np.zeros((3, 3)), np.zeros(2)
-    chunk = max(1, 2**20 // n)
-    for low in range(0, state.owned, chunk):
-        i = np.arange(low, min(low + chunk, state.owned))
-        d = state.position_n3[i, None] - state.position_n3[None]
-        for axis in (2, 1, 0):
-            d -= np.floor(d[..., axis, None] / box[axis, axis] + 0.5) * box[axis]
-        r = np.sqrt((d**2).sum(-1))
-        inside = r < c.cutoff
-        inside[np.arange(len(i)), i] = False
-        for k, atom in enumerate(i):
-            inside[k, excluded[start[atom] : start[atom + 1]]] = False
-        row, j = np.nonzero(inside)
-        d, r, i = d[row, j], r[row, j], i[row]
-        types, qq = (state.type_n[i], state.type_n[j]), COULOMB * state.charge_n[i] * state.charge_n[j]
-        c6 = 4 * topology.epsilon_tt[types] * topology.sigma_tt[types] ** 6
-        c12 = c6 * topology.sigma_tt[types] ** 6
-        energy[0] += (c12 * (r**-12 - c.s12 + (r - c.edge) * c.d12) - c6 * (r**-6 - c.s6 + (r - c.edge) * c.d6)).sum()
-        screen = c.screened * erfc(c.alpha * r) + c.bare
-        energy[1] += (qq * (screen / r + c.k_rf * r**2 - c.c_rf)).sum()
-        slope = c.screened * 2 * c.alpha / math.sqrt(math.pi) * np.exp(-((c.alpha * r) ** 2))
-        strength = c12 * (12 * r**-13 - c.d12) - c6 * (6 * r**-7 - c.d6) + qq * (screen / r**2 + slope / r - 2 * c.k_rf * r)
-        f = (strength / r)[:, None] * d
-        np.add.at(force, i, f)
-        virial += d.T @ f
-    return Evaluation(_named(0.5 * energy, settings), 0.5 * virial), force
-
-
-def _named(energy: Array, settings: NonBonded) -> dict[str, float]:
+def named_energies(energy: Array, settings: NonBonded) -> dict[str, float]:
+    """Return the energies of Lennard-Jones and, unless there are no charges, Coulomb by their names."""
     charged = {} if settings.coulomb == "none" else {"coulomb": float(energy[1])}
     return {"lennard_jones": float(energy[0])} | charged
-
-
-def exclusion_lists(topology: Topology) -> tuple[NDArray[np.int64], Index]:
-    """Return for each atom its excluded partners, ascending: partners[start[i] : start[i + 1]]."""
-    pairs = np.asarray(topology.exclusions).reshape(-1, 2)
-    both = np.unique(np.concatenate([pairs, pairs[:, ::-1]]).astype(np.int64), axis=0)
-    return np.searchsorted(both[:, 0], np.arange(len(topology) + 1)), both[:, 1].astype(np.int32)
 
 
 def dispersion_correction(topology: Topology, settings: NonBonded, volume: float) -> tuple[float, float]:
@@ -187,11 +140,17 @@ def dispersion_correction(topology: Topology, settings: NonBonded, volume: float
 
 
 @device
-def cell_span(cell: int, cells: int, periodic: int) -> tuple[int, int]:
-    """Return the range of cells to search along an axis: the neighbours (to be wrapped), or each cell once when they are few."""
-    if periodic and cells >= 3:
-        return cell - 1, cell + 2
-    return max(cell - 1, 0), min(cell + 2, cells)
+def cell_beside(x: int, y: int, z: int, part: int, shape: Any, wrap: Any) -> int:
+    """Return the cell that is number `part` of the 27 around (x, y, z), or -1 where there is none or it is another part too."""
+    x, y, z = x + part // 9 - 1, y + part // 3 % 3 - 1, z + part % 3 - 1
+    a, b, c = shape[0], shape[1], shape[2]
+    if wrap[0] and a >= 3:
+        x = (x + a) % a
+    if wrap[1] and b >= 3:
+        y = (y + b) % b
+    if wrap[2] and c >= 3:
+        z = (z + c) % c
+    return (x * b + y) * c + z if 0 <= x < a and 0 <= y < b and 0 <= z < c else -1
 
 
 @kernel
@@ -200,26 +159,21 @@ def _list_neighbours(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Write the rows within `reach` of row i that are not excluded; count all of them, also those beyond `width`."""
     found = 0
-    x0, x1 = cell_span(cell[i, 0], shape[0], wrap[0])
-    y0, y1 = cell_span(cell[i, 1], shape[1], wrap[1])
-    z0, z1 = cell_span(cell[i, 2], shape[2], wrap[2])
-    for x in range(x0, x1):
-        for y in range(y0, y1):
-            for z in range(z0, z1):
-                here = ((x + shape[0]) % shape[0] * shape[1] + (y + shape[1]) % shape[1]) * shape[2] + (z + shape[2]) % shape[2]
-                for k in range(start[here], start[here + 1]):
-                    j = order[k]
-                    dx, dy, dz = position[i, 0] - position[j, 0], position[i, 1] - position[j, 1], position[i, 2] - position[j, 2]
-                    dx, dy, dz = minimum_image(dx, dy, dz, box)
-                    near = j != i and dx * dx + dy * dy + dz * dz < reach * reach
-                    if near:
-                        for e in range(first[i], first[i + 1]):
-                            if excluded[e] == j:
-                                near = False
-                    if near:
-                        if found < width:
-                            neighbour[i * stride_i + found * stride_k] = j
-                        found += 1
+    for part in range(27):
+        here = cell_beside(cell[i, 0], cell[i, 1], cell[i, 2], part, shape, wrap)
+        for k in range(start[here], start[here + 1] if here >= 0 else start[here]):
+            j = order[k]
+            dx, dy, dz = position[i, 0] - position[j, 0], position[i, 1] - position[j, 1], position[i, 2] - position[j, 2]
+            dx, dy, dz = minimum_image(dx, dy, dz, box)
+            near = j != i and dx * dx + dy * dy + dz * dz < reach * reach
+            if near:
+                for e in range(first[i], first[i + 1]):
+                    if excluded[e] == j:
+                        near = False
+            if near:
+                if found < width:
+                    neighbour[i * stride_i + found * stride_k] = j
+                found += 1
     count[i] = found
 
 
@@ -293,7 +247,7 @@ def bin_cells(state: State, reach: float, images: Images | None = None) -> tuple
             value=position[bad[0]].tolist(),
             hint="a shorter time step, or a minimisation before the run",
         )
-    wrap, box = _images_box(state, images)[1], state.box_33 if state.periodic else np.eye(3)
+    wrap, box = images_box(state, images)[1], state.box_33 if state.periodic else np.eye(3)
     fraction = position @ np.linalg.inv(box)
     fraction -= np.where(wrap, np.floor(fraction), fraction.min(axis=0))
     span = np.where(wrap, 1.0, np.maximum(fraction.max(axis=0), 1e-9))
@@ -338,7 +292,7 @@ class PlainPairs:
         c6 = 4 * topology.epsilon_tt * topology.sigma_tt**6
         shared = constants(settings)
         slope = 2 * shared.alpha / math.sqrt(math.pi)
-        exclusions = exclusion_lists(topology)
+        exclusions = partners(topology.exclusions, len(topology))
         self._exclusions = tuple(self._send(a if a.size else np.zeros(1, a.dtype)) for a in exclusions)
         self._tables = tuple(
             self._send(a.astype(self._real)) for a in (c6, c6 * topology.sigma_tt**6, np.array([*shared, slope]))
@@ -361,7 +315,7 @@ class PlainPairs:
             InputError: the box is too small for nearest images.
             ConvergenceError: a position is not finite.
         """
-        box, wrap = _images_box(state, self.images)
+        box, wrap = images_box(state, self.images)
         if wrap.any():
             check_reach(box, self.reach, "the cutoff with its skin")
         cells, volume = bin_cells(state, self.reach, self.images)
@@ -392,13 +346,13 @@ class PlainPairs:
         if not self._rows:
             self.rebuild(state)
         kind, charge, *listed = self._rows
-        where = self._send(state.position_n3), self._send(_images_box(state, self.images)[0])
+        where = self._send(state.position_n3), self._send(images_box(state, self.images)[0])
         self._forces.launch(self.device, state.owned, *where, kind, charge, *self._tables, int(want), *listed, *self._out)
         state.force_n3[: state.owned] += self._fetch(self._out[0])
         if not want:
             return None
         total = self._fetch(self._out[1]).sum(axis=0)
-        energies, virial = _named(total[:2], self.settings), total[[[2, 7, 6], [7, 3, 5], [6, 5, 4]]]
+        energies, virial = named_energies(total[:2], self.settings), total[[[2, 7, 6], [7, 3, 5], [6, 5, 4]]]
         return Evaluation(energies, virial)
 
 

@@ -23,10 +23,12 @@ import numpy as np
 import scipy.fft
 
 from gewu.core.errors import InputError
+from gewu.core.mesh import row_length
 from gewu.core.ranks import SERIAL, Ranks
+from gewu.core.splines import b_spline_table
 from gewu.physics.md import bspline
-from gewu.physics.md.ewald import NAME, Exclusions, background_energy, self_energy, symmetric
-from gewu.physics.md.state import Array, Evaluation, State, Topology
+from gewu.physics.md.ewald import NAME, Exclusions, background_energy, self_energy
+from gewu.physics.md.state import Array, Evaluation, State, Topology, symmetric
 from gewu.physics.md.units import COULOMB
 
 from numba import get_num_threads, njit, prange  # isort: skip  # `bspline` has set Numba up
@@ -116,7 +118,7 @@ def _convolve(spectrum: Any, influence: Any, inverse: Any, g: float, want: bool,
 
 def _moduli(n: int, order: int) -> Array:
     """Return |b(m)|^2 of Essmann's equation 4.4 for m = 0 .. n-1, with 0 at the Nyquist index."""
-    table = bspline.spline_table(order)
+    table = b_spline_table(order)
     at_knots = sum(table[m] * (-0.5) ** m for m in range(order))  # weights at u = -1/2: the spline at its knots
     assert isinstance(at_knots, np.ndarray)
     waves = np.exp(2j * math.pi * np.outer(np.arange(n), np.arange(order)) / n)
@@ -167,9 +169,9 @@ class Pme:
         self._mesh = np.zeros(grid, self._real)
         self._influence = np.zeros((n1, n2, n3 // 2 + 1), self._real)
         self._moduli = tuple(_moduli(n, order) for n in grid)
-        self._table = bspline.spline_table(order)
+        self._table = b_spline_table(order)
         self._flat_table = self._table.astype(self._real).reshape(-1)
-        self._meshes = np.zeros((0, n1 + order - 1, n2 + order - 1, n3 + bspline.lanes(order)), self._real)
+        self._meshes = np.zeros((0, n1 + order - 1, n2 + order - 1, n3 + row_length(order)), self._real)
         self._place, self._offset = np.zeros(0, np.int64), np.zeros((0, 3), self._real)
         self._box, self._inverse = np.zeros((3, 3)), np.zeros((3, 3))
 

@@ -15,25 +15,24 @@ from gewu.formats import read_structure
 from gewu.formats.amber import AmberCoordinates, read_prmtop, read_rst7
 from gewu.formats.eam import read_eam
 from gewu.formats.elements import MASS_U
+from gewu.formats.forcefield import System, from_amber, from_gromacs, from_lammps, lennard_jones, new_system, rigid
+from gewu.formats.forcefield.water import solvate, water_box, water_topology
 from gewu.formats.gromacs import read_gro, read_top
 from gewu.formats.lammps import read_lammps
 from gewu.formats.pdb import read_mmcif, read_pdb
 from gewu.formats.potentials import read_stillinger_weber, read_tersoff
+from gewu.formats.zhou import zhou_tables
 from gewu.physics.md.bonded import Bonded
 from gewu.physics.md.config import Config
 from gewu.physics.md.eam import Eam
 from gewu.physics.md.ewald import choose_alpha
-from gewu.physics.md.forcefield import System, from_amber, from_gromacs, from_lammps, lennard_jones, rigid
 from gewu.physics.md.manybody import stillinger_weber, tersoff
 from gewu.physics.md.model import Local, Model
 from gewu.physics.md.pairs import NonBonded, Pairs
-from gewu.physics.md.parts import new_system
 from gewu.physics.md.plain import DispersionCorrection, PlainPairs
 from gewu.physics.md.pme import Pme, choose_grid
 from gewu.physics.md.state import Array, State, Term, Topology, new_state
 from gewu.physics.md.units import ANGSTROM
-from gewu.physics.md.water import solvate, water_box, water_topology
-from gewu.physics.md.zhou import zhou_tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,22 +68,13 @@ def build_system(config: Config) -> System:
             charges={name: _number(text, f"charges.{name}") for name, text in _table(config.charges, "charges").items()},
         )
     else:
-        topology = _atoms(symbols)
+        topology = lennard_jones(symbols, {name: (0.0, 0.0) for name in symbols})  # many-body potentials only
     return new_system(topology, position, None, box, config.structure)
 
 
 def _tied(topology: Topology, kind: str) -> Topology:
     bonds = {"none": "none", "hydrogen bonds": "hydrogens", "all bonds": "all"}[kind]
     return rigid(topology, water=kind != "none", bonds=bonds)  # type: ignore[arg-type]
-
-
-def _atoms(symbols: Sequence[str]) -> Topology:
-    """Return atoms without pair interactions, for many-body potentials."""
-    names = tuple(dict.fromkeys(symbols))
-    kind = np.array([names.index(symbol) for symbol in symbols], np.int32)
-    zero = np.zeros((len(names), len(names)))
-    mass = np.array([MASS_U[name] for name in names])[kind]
-    return Topology(mass, np.zeros(len(kind)), kind, names, tuple(symbols), zero, zero, atom_name=tuple(symbols))
 
 
 def _with_topology(config: Config) -> System:

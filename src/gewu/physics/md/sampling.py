@@ -9,13 +9,14 @@ import numpy as np
 
 from gewu.core.context import Context
 from gewu.core.errors import InputError
+from gewu.core.statistics import BlockAverages
 from gewu.physics.md.barostat import pressure_tensor
 from gewu.physics.md.box import heights
 from gewu.physics.md.config import Config
 from gewu.physics.md.integrate import Integrator
 from gewu.physics.md.kinetics import kinetic_tensor, temperature
 from gewu.physics.md.model import Model
-from gewu.physics.md.observables import BlockAverages, Dielectric, Rdf, TimeCorrelation, density
+from gewu.physics.md.observables import Dielectric, Rdf, TimeCorrelation
 from gewu.physics.md.state import Array, Evaluation, State, Topology
 from gewu.physics.md.units import BAR
 
@@ -35,6 +36,7 @@ CM2_S = 1e-2  # one nm^2/ps
 MAX_SPECIES = 4
 RDF_SAMPLES = 100
 MSD_ATOMS = 20_000
+SHORTEST_PS, FEWEST = 5.0, 50  # below, a slope is no diffusion coefficient
 
 
 class Sampler:
@@ -138,7 +140,7 @@ class Sampler:
         """Save the table and the functions, and record the numbers."""
         table = np.array(self.rows).reshape(-1, len(COLUMNS))
         for column, (name, unit) in enumerate(COLUMNS.items()):
-            ctx.save(f"thermo_{name}", table[:, column], ("sample",), unit, long_name=name.rsplit("_", 1)[0].replace("_", " "))
+            ctx.save(f"thermo_{name}", table[:, column], ("sample",), unit, long_name=_split(name)[0])
         for name, values in self.energies.items():
             ctx.save(
                 f"energy_{name}_kj_mol", np.array(values), ("sample",), "kJ/mol", long_name=f"energy: {name.replace('_', ' ')}"
@@ -150,15 +152,21 @@ class Sampler:
             self._transport(ctx)
 
     def _averages(self, ctx: Context) -> None:
-        if not self.taken:
+        """Record means and their standard errors, of what varies; a ramp of the temperature has none."""
+        if not self.taken or self.config.temperature_end_k:
             return
+        skipped = () if self.rows[-1][6] else ("pressure_bar", "volume_nm3", "density_g_cm3")
+        if self.config.ensemble != "npt":
+            skipped += ("volume_nm3",)
         for name, mean, error in zip(AVERAGED, self.averages.mean(), self.averages.error(), strict=True):
-            if name in ("pressure_bar", "volume_nm3", "density_g_cm3") and self.rows[-1][6] == 0.0:
+            if name in skipped:
                 continue
-            unit = COLUMNS[name]
-            ctx.number(f"{name.rsplit('_', _units(name))[0]}_mean_{_suffix(name)}", mean, unit)
-            if math.isfinite(error):
-                ctx.number(f"{name.rsplit('_', _units(name))[0]}_error_{_suffix(name)}", error, unit)
+            stem, suffix = _split(name)
+            known = math.isfinite(error) and error > 0
+            digits = 1 - math.floor(math.log10(error)) if known else 6  # two digits of the error
+            ctx.number(f"{stem}_mean_{suffix}", round(float(mean), digits), COLUMNS[name])
+            if known:
+                ctx.number(f"{stem}_error_{suffix}", float(f"{error:.2g}"), COLUMNS[name])
 
     def _drift(self, ctx: Context, table: Array) -> None:
         """Slope of the conserved quantity per atom, by least squares."""
@@ -178,10 +186,17 @@ class Sampler:
         g = self.rdf.g()
         ctx.save("rdf_r_nm", self.rdf.r, ("shell",), "nm", long_name="distance")
         ctx.save("rdf", g, ("pair", "shell"), "1", long_name="radial distribution functions", labels=labels)
-        a, b = self.pairs[0]
-        peak = int(np.argmax(np.where(self.rdf.r > 0.15, g[0], 0.0)))
-        ctx.number(f"rdf_peak_{a.lower()}_{b.lower()}_nm", float(self.rdf.r[peak]), "nm")
-        ctx.number(f"rdf_height_{a.lower()}_{b.lower()}", float(g[0, peak]), "1")
+        count = {name: self.topology.element.count(name) for name in self.species if name != "H" or len(self.species) == 1}
+        most = max(count, key=lambda name: count[name])  # the headline: the most abundant element but hydrogen, like with like
+        curve, stem = g[self.pairs.index((most, most))], most.lower()
+        outside = np.where(self.rdf.r > 0.2, curve, 0.0)
+        peak = int(np.clip(np.argmax(outside), 1, len(curve) - 2))
+        left, top, right = curve[peak - 1 : peak + 2]
+        bend = left - 2 * top + right
+        shift = 0.5 * (left - right) / bend if bend < 0 else 0.0  # of the parabola through three shells
+        width = self.rdf.r[1] - self.rdf.r[0]
+        ctx.number(f"rdf_peak_{stem}_{stem}_nm", round(float(self.rdf.r[peak] + shift * width), 5), "nm")
+        ctx.number(f"rdf_height_{stem}_{stem}", round(float(top - 0.25 * (left - right) * shift), 4), "1")
 
     def _transport(self, ctx: Context) -> None:
         if self.msd is not None and len(self.msd.t) >= 8:
@@ -190,8 +205,10 @@ class Sampler:
             ctx.save("msd_nm2", self.msd.values(), ("species", "lag"), "nm2", long_name="mean square displacement",
                      labels=" ".join(self.species))  # fmt: skip
             for name, (value, error) in zip(self.species, self.msd.diffusion(0.2 * t[-1], 0.8 * t[-1]), strict=True):
-                ctx.number(f"diffusion_{name.lower()}_cm2_s", value * CM2_S, "cm2/s")
-                ctx.number(f"diffusion_{name.lower()}_error_cm2_s", error * CM2_S, "cm2/s")
+                if t[-1] < SHORTEST_PS or self.topology.element.count(name) < FEWEST:
+                    continue
+                ctx.number(f"diffusion_{name.lower()}_cm2_s", float(f"{value * CM2_S:.4g}"), "cm2/s")
+                ctx.number(f"diffusion_{name.lower()}_error_cm2_s", float(f"{error * CM2_S:.2g}"), "cm2/s")
         if self.dielectric is not None:
             value, error = self.dielectric.epsilon()
             if math.isfinite(error):
@@ -199,15 +216,8 @@ class Sampler:
                 ctx.number("dielectric_constant_error", error, "1")
 
 
-def density_g_cm3(state: State) -> float:
-    """Return the density of a state in g/cm^3."""
-    return density(state) * G_CM3
-
-
-def _units(name: str) -> int:
-    """How many underscores the unit of a column takes."""
-    return 2 if name.endswith(("_kj_mol", "_g_cm3")) else 1
-
-
-def _suffix(name: str) -> str:
-    return "_".join(name.split("_")[-_units(name) :])
+def _split(name: str) -> tuple[str, str]:
+    """Return quantity and unit of the name of a column."""
+    parts = name.split("_")
+    words = 2 if name.endswith(("_kj_mol", "_g_cm3")) else 1
+    return "_".join(parts[:-words]), "_".join(parts[-words:])

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from gewu.core.units import AVOGADRO_PER_MOL, BOLTZMANN_J_PER_K, CALORIE_J, ELEMENTARY_CHARGE_C
+from gewu.core.units import AVOGADRO_PER_MOL, BOLTZMANN_J_PER_K, ELEMENTARY_CHARGE_C
+from gewu.formats.forcefield.topology import ANGSTROM as ANGSTROM
+from gewu.formats.forcefield.topology import EV as EV
 
 BOLTZMANN: Final = BOLTZMANN_J_PER_K * AVOGADRO_PER_MOL * 1e-3
 """kJ/mol/K."""
@@ -17,13 +19,3 @@ COULOMB: Final = ELEMENTARY_CHARGE_C**2 * AVOGADRO_PER_MOL / (4 * 3.141592653589
 """e^2 / (4 pi eps0) in kJ/mol nm: 138.935458."""
 BAR: Final = 1e5 * 1e-27 * AVOGADRO_PER_MOL * 1e-3
 """One bar in kJ/mol/nm^3."""
-EV: Final = ELEMENTARY_CHARGE_C * AVOGADRO_PER_MOL * 1e-3
-"""One eV in kJ/mol."""
-KCAL: Final = CALORIE_J
-"""One kcal/mol in kJ/mol."""
-ANGSTROM: Final = 0.1
-"""One angstrom in nm."""
-AMBER_CHARGE: Final = 18.2223
-"""Charges in AMBER files are multiplied by this number, the square root of their Coulomb constant in kcal/mol A."""
-DEBYE: Final = 0.020819434
-"""One debye in e nm."""

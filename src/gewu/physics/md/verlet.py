@@ -27,7 +27,8 @@ from gewu.physics.md.state import Array, Index, State
 load_numba()
 from numba import njit, prange  # noqa: E402
 
-from gewu.physics.md.lanes import LANES, append, below, consecutive, real, spread  # noqa: E402
+from gewu.core.lanes import LANES, append, below, consecutive, real, spread  # noqa: E402
+from gewu.core.vector import stamped  # noqa: E402
 
 _CLOSEST_NM = 0.02
 _TOUCHING = np.float32(_CLOSEST_NM**2)
@@ -170,6 +171,7 @@ def _cells(fixed_n3: Any, grid_3: Any) -> Any:
 
 
 @njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@stamped
 def _scan(i: int, low: int, high: int, x: Any, y: Any, z: Any, scale: Any, limit: Any, row: Any, n: int, near: int) -> Any:
     """Append to `row` the atoms low..high-1 within reach of i, but for i, and note those that touch it; sixteen at a time."""
     xi, yi, zi, closest = spread(x[i]), spread(y[i]), spread(z[i]), spread(_TOUCHING)
@@ -187,19 +189,8 @@ def _scan(i: int, low: int, high: int, x: Any, y: Any, z: Any, scale: Any, limit
 
 
 @njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _fill(
-    x_3n: Any,
-    order_n: Any,
-    start: Any,
-    grid: Any,
-    steps: Any,
-    box: Any,
-    reach2: Any,
-    rows: int,
-    out: Any,
-    count_n: Any,
-    touching_n: Any,
-) -> None:
+@stamped
+def _fill(x_3n, order_n, start, grid, steps, box, reach2, rows, out, count_n, touching_n):  # type: ignore[no-untyped-def]
     ga, gb, gc = grid[0], grid[1], grid[2]
     x, y, z = x_3n[0], x_3n[1], x_3n[2]
     for i in prange(len(order_n)):

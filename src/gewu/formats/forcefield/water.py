@@ -17,8 +17,8 @@ from scipy.spatial import cKDTree
 from gewu.core.errors import InputError
 from gewu.core.random import uniform_pair
 from gewu.formats.elements import MASS_U
-from gewu.physics.md.parts import Mixing, System, mix
-from gewu.physics.md.state import Array, Terms, Topology, no_terms
+from gewu.formats.forcefield.system import Mixing, System, mix
+from gewu.formats.forcefield.topology import Array, Terms, Topology, no_terms
 
 U_PER_NM3: Final = 602.214076
 """One g/cm^3 in u/nm^3."""

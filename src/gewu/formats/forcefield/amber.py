@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from gewu.core.errors import InputError
 from gewu.formats.amber import AmberCoordinates, Prmtop
 from gewu.formats.elements import SYMBOLS
-from gewu.physics.md.graph import cell_of, molecules, unique_pairs
-from gewu.physics.md.parts import System, elements_of, new_system, terms
-from gewu.physics.md.state import Array, Index, Terms, Topology
-from gewu.physics.md.units import AMBER_CHARGE, ANGSTROM, KCAL
+from gewu.formats.forcefield.graph import cell_of, molecules, unique_pairs
+from gewu.formats.forcefield.system import System, elements_of, new_system, terms
+from gewu.formats.forcefield.topology import ANGSTROM, KCAL, Array, Index, Terms, Topology
 
 SCEE, SCNB = 1.2, 2.0
 """Divisors of 1-4 interactions where the file gives none."""
+CHARGE = 18.2223
+"""Charges in the file are multiplied by this number, the square root of its Coulomb constant in kcal/mol A."""
 _PER_AREA = KCAL / ANGSTROM**2
 
 
@@ -178,7 +179,7 @@ def from_amber(top: Prmtop, coordinates: AmberCoordinates | None = None) -> Syst
         InputError: parameters that the engine cannot represent, naming the section.
     """
     section, n = top.section, top.pointers["NATOM"]
-    charge, mass = section["CHARGE"] / AMBER_CHARGE, section["MASS"].astype(np.float64)
+    charge, mass = section["CHARGE"] / CHARGE, section["MASS"].astype(np.float64)
     kind = (section["ATOM_TYPE_INDEX"] - 1).astype(np.int32)
     names = tuple(map(str, section["ATOM_NAME"]))
     bonds = _harmonic(top, "BONDS", 2, _PER_AREA, ANGSTROM)

@@ -18,8 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gewu.core.errors import InputError
-from gewu.formats.eam import EamTables
-from gewu.physics.md.state import Array
+from gewu.formats.eam import Array, EamTables
 
 
 class Metal(NamedTuple):

@@ -1,4 +1,4 @@
-"""What follows from who is bonded to whom: molecules, exclusions, whole molecules, rigid water; and boxes in the room's form.
+"""What follows from who is bonded to whom: molecules, exclusions, whole molecules, rigid water; and boxes.
 
 The graph of an `n`-atom system is a table of edges (m, 2). All functions work on whole tables, none loops over atoms.
 """
@@ -14,7 +14,7 @@ from scipy.sparse import coo_array, csr_array, triu
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 
 from gewu.core.errors import InputError
-from gewu.physics.md.state import Array, Index, Terms, Topology
+from gewu.formats.forcefield.topology import Array, Index, Terms, Topology
 
 
 def _adjacency(edges: NDArray[Any], n: int) -> csr_array:
@@ -58,6 +58,13 @@ def unique_pairs(pairs: NDArray[Any]) -> Index:
     """Return each pair once, i < j, sorted."""
     pairs = np.sort(np.asarray(pairs, dtype=np.int64).reshape(-1, 2), axis=1)
     return np.asarray(np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0), dtype=np.int32)
+
+
+def partners(pairs: NDArray[Any], n: int) -> tuple[NDArray[np.int64], Index]:
+    """Return for each atom those it is paired with, ascending: partner[start[i] : start[i + 1]]."""
+    pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
+    both = np.unique(np.concatenate([pairs, pairs[:, ::-1]]), axis=0)
+    return np.searchsorted(both[:, 0], np.arange(n + 1)), both[:, 1].astype(np.int32)
 
 
 def whole(position_n3: Array, box_33: Array, edges: NDArray[Any]) -> Array:

@@ -37,9 +37,10 @@ from numba import types  # noqa: E402
 from numba.core import cgutils  # noqa: E402
 from numba.extending import intrinsic, models, overload, register_model  # noqa: E402
 
+from gewu.core.vector import FLOATS, INT32, INT64, data, join, lane, numbers, pointer, root_of, shuffle, splat  # noqa: E402
+
 LANES = 16
-_INT, _LONG = ir.IntType(32), ir.IntType(64)
-_LLVM = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int32: _INT, types.int64: _LONG}
+_LLVM = FLOATS | {types.int32: INT32, types.int64: INT64}
 _FUSE = ("contract",)
 
 
@@ -66,15 +67,6 @@ class _Model(models.PrimitiveModel):  # type: ignore[misc]
 
 def _is_lanes(*kinds: Any) -> bool:
     return all(isinstance(kind, LanesType) and kind is kinds[0] for kind in kinds)
-
-
-def _order(order: list[int]) -> Any:
-    return ir.Constant(ir.VectorType(_INT, len(order)), order)
-
-
-def _spread(builder: Any, x: Any, vector: Any) -> Any:
-    one = builder.insert_element(ir.Constant(vector, ir.Undefined), x, ir.Constant(_INT, 0))
-    return builder.shuffle_vector(one, one, _order([0] * vector.count))
 
 
 def _arithmetic(real: str, whole: str | None) -> Callable[..., Any]:
@@ -111,7 +103,7 @@ def spread(typing_context: Any, x: Any) -> Any:
     """Return the lanes that all hold the number `x`."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return _spread(builder, values[0], signature.return_type.vector)
+        return splat(builder, values[0], signature.return_type.vector.count)
 
     return (OF[x](x), generate) if x in OF else None
 
@@ -135,13 +127,9 @@ as_real = _cast("bitcast", _REAL_OF, "Return the bits of the lanes read as reals
 @intrinsic
 def root(typing_context: Any, t: Any) -> Any:
     """Return the square roots."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        name = f"llvm.sqrt.v{t.vector.count}f{t.dtype.bitwidth}"
-        sqrt = cgutils.get_or_insert_function(builder.module, ir.FunctionType(t.vector, [t.vector]), name)
-        return builder.call(sqrt, values)
-
-    return (t(t), generate) if _is_lanes(t) and t.real else None
+    if not _is_lanes(t) or not t.real:
+        return None
+    return t(t), lambda context, builder, signature, values: root_of(builder, values[0])
 
 
 @intrinsic
@@ -174,37 +162,31 @@ def total(typing_context: Any, t: Any) -> Any:
         v, n = values[0], t.vector.count
         while n > 1:
             n //= 2
-            v = builder.fadd(*(builder.shuffle_vector(v, v, _order(list(range(k, k + n)))) for k in (0, n)))
-        return builder.extract_element(v, ir.Constant(_INT, 0))
+            v = builder.fadd(*(shuffle(builder, v, range(k, k + n)) for k in (0, n)))
+        return lane(builder, v, 0)
 
     return (t.dtype(t), generate) if _is_lanes(t) and t.real else None
 
 
-def _data(context: Any, builder: Any, kind: Any, array: Any) -> Any:
-    return context.make_array(kind)(context, builder, array).data
-
-
-def _transposed(builder: Any, vector: Any, data: Any, numbers: list[Any]) -> Any:
-    """Load the rows of four at `data` whose numbers are given, and return them as a tuple of four vectors."""
+def _transposed(builder: Any, vector: Any, first: Any, rows: list[Any]) -> Any:
+    """Load the rows of four behind `first` whose numbers are given, and return them as a tuple of four vectors."""
     four, blocks = ir.VectorType(vector.element, 4).as_pointer(), vector.count // 4
     wide = blocks == 2  # 64-bit elements: a row is two 128-bit halves, and shuffles within these halves are the cheap ones
     quads = []
-    for number in numbers:
-        at = builder.shl(number if number.type == _LONG else builder.zext(number, _LONG), ir.Constant(_LONG, 2))
-        quads.append(builder.load(builder.bitcast(builder.gep(data, [at]), four), align=8 if wide else 4))
+    for number in rows:
+        at = builder.shl(number if number.type == INT64 else builder.zext(number, INT64), ir.Constant(INT64, 2))
+        quads.append(builder.load(builder.bitcast(builder.gep(first, [at]), four), align=8 if wide else 4))
 
-    def join(parts: list[Any]) -> Any:
+    def joined(parts: list[Any]) -> Any:
         while len(parts) > 1:
-            parts = [
-                builder.shuffle_vector(a, b, _order(list(range(2 * a.type.count))))
-                for a, b in zip(*[iter(parts)] * 2, strict=True)
-            ]
+            parts = [join(builder, a, b) for a, b in zip(*[iter(parts)] * 2, strict=True)]
         return parts[0]
 
     def mesh(a: Any, b: Any, order: tuple[int, ...]) -> Any:
-        return builder.shuffle_vector(a, b, _order([k % 4 + 4 * n + 4 * blocks * (k // 4) for n in range(blocks) for k in order]))
+        places = [k % 4 + 4 * n + 4 * blocks * (k // 4) for n in range(blocks) for k in order]
+        return builder.shuffle_vector(a, b, numbers(places))
 
-    a, b, c, d = (join(quads[k::4]) for k in range(4))
+    a, b, c, d = (joined(quads[k::4]) for k in range(4))
     low, high = ((0, 4, 2, 6), (1, 5, 3, 7)) if wide else ((0, 4, 1, 5), (2, 6, 3, 7))
     pairs = [(mesh(a, b, low), mesh(c, d, low)), (mesh(a, b, high), mesh(c, d, high))]
     columns = [mesh(*pair, order) for pair in pairs for order in ((0, 1, 4, 5), (2, 3, 6, 7))]
@@ -212,8 +194,8 @@ def _transposed(builder: Any, vector: Any, data: Any, numbers: list[Any]) -> Any
 
 
 def _listed(context: Any, builder: Any, kind: Any, array: Any, at: Any, count: int) -> list[Any]:
-    start = builder.gep(_data(context, builder, kind, array), [at])
-    return [builder.load(builder.gep(start, [ir.Constant(_INT, k)])) for k in range(count)]
+    start = pointer(context, builder, kind, array, at)
+    return [builder.load(builder.gep(start, [ir.Constant(INT32, k)])) for k in range(count)]
 
 
 @intrinsic
@@ -222,8 +204,8 @@ def neighbours(typing_context: Any, rows_n4: Any, items: Any, at: Any) -> Any:
     lanes = OF[rows_n4.dtype]
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        numbers = _listed(context, builder, signature.args[1], values[1], values[2], lanes.vector.count)
-        return _transposed(builder, lanes.vector, _data(context, builder, signature.args[0], values[0]), numbers)
+        rows = _listed(context, builder, signature.args[1], values[1], values[2], lanes.vector.count)
+        return _transposed(builder, lanes.vector, data(context, builder, signature.args[0], values[0]), rows)
 
     return types.UniTuple(lanes, 4)(rows_n4, items, types.intp), generate
 
@@ -238,8 +220,8 @@ def coefficients(typing_context: Any, table_k4: Any, w: Any) -> Any:
         place = cgutils.alloca_once(builder, w.vector)
         builder.store(values[1], place).volatile = True
         start = builder.bitcast(place, w.vector.element.as_pointer())
-        numbers = [builder.load(builder.gep(start, [ir.Constant(_INT, k)])) for k in range(w.vector.count)]
-        return _transposed(builder, lanes.vector, _data(context, builder, signature.args[0], values[0]), numbers)
+        rows = [builder.load(builder.gep(start, [ir.Constant(INT32, k)])) for k in range(w.vector.count)]
+        return _transposed(builder, lanes.vector, data(context, builder, signature.args[0], values[0]), rows)
 
     return (types.UniTuple(lanes, 4)(table_k4, w), generate) if _REAL_OF.get(w) is lanes else None
 
@@ -250,10 +232,10 @@ def pick(typing_context: Any, values_n: Any, items: Any, at: Any) -> Any:
     lanes = OF[values_n.dtype]
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        data = _data(context, builder, signature.args[0], values[0])
+        first = data(context, builder, signature.args[0], values[0])
         result: Any = ir.Constant(lanes.vector, ir.Undefined)
-        for lane, number in enumerate(_listed(context, builder, signature.args[1], values[1], values[2], lanes.vector.count)):
-            result = builder.insert_element(result, builder.load(builder.gep(data, [number])), ir.Constant(_INT, lane))
+        for k, number in enumerate(_listed(context, builder, signature.args[1], values[1], values[2], lanes.vector.count)):
+            result = builder.insert_element(result, builder.load(builder.gep(first, [number])), ir.Constant(INT32, k))
         return result
 
     return lanes(values_n, items, types.intp), generate
@@ -264,8 +246,8 @@ def consecutive(typing_context: Any, values_n: Any, at: Any) -> Any:
     """Return values_n[at : at + 16], int32."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        start = builder.gep(_data(context, builder, signature.args[0], values[0]), [values[1]])
-        return builder.load(builder.bitcast(start, ir.VectorType(_INT, LANES).as_pointer()), align=4)
+        start = pointer(context, builder, signature.args[0], values[0], values[1])
+        return builder.load(builder.bitcast(start, ir.VectorType(INT32, LANES).as_pointer()), align=4)
 
     return OF[types.int32](values_n, types.intp), generate
 
@@ -285,13 +267,13 @@ def append(typing_context: Any, items: Any, n: Any, first: Any, bits: Any) -> An
     """Write first + k for every set bit k of `bits` to items[n], items[n + 1] ... and return the new n."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        vector, mask = ir.VectorType(_INT, LANES), ir.VectorType(ir.IntType(1), LANES)
-        numbers = builder.add(_spread(builder, builder.trunc(values[2], _INT), vector), _order(list(range(LANES))))
+        vector, mask = ir.VectorType(INT32, LANES), ir.VectorType(ir.IntType(1), LANES)
+        candidates = builder.add(splat(builder, builder.trunc(values[2], INT32), LANES), numbers(range(LANES)))
         short = builder.trunc(values[3], ir.IntType(LANES))
         kind = ir.FunctionType(vector, [vector, mask, vector])
         compress = cgutils.get_or_insert_function(builder.module, kind, f"llvm.experimental.vector.compress.v{LANES}i32")
-        packed = builder.call(compress, [numbers, builder.bitcast(short, mask), ir.Constant(vector, ir.Undefined)])
-        start = builder.gep(_data(context, builder, signature.args[0], values[0]), [values[1]])
+        packed = builder.call(compress, [candidates, builder.bitcast(short, mask), ir.Constant(vector, ir.Undefined)])
+        start = pointer(context, builder, signature.args[0], values[0], values[1])
         builder.store(packed, builder.bitcast(start, vector.as_pointer()), align=4)
         return builder.add(values[1], builder.zext(builder.ctpop(short), ir.IntType(64)))
 

@@ -1,6 +1,6 @@
 """GROMACS topologies as a `Topology`: molecules repeated, exclusions counted along bonds.
 
-Parameters are looked up by `gewu.formats.gromacs_types`; units are the room's but for degrees.
+Parameters are looked up by `gewu.formats.gromacs_types`; units are this folder's but for degrees.
 Reference: GROMACS manual, chapters "Interaction function and force fields" and "Topologies".
 """
 
@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gewu.formats.elements import SYMBOLS
+from gewu.formats.forcefield.graph import molecules, unique_pairs, within_bonds
+from gewu.formats.forcefield.system import Mixing, System, elements_of, mix, new_system, terms
+from gewu.formats.forcefield.topology import Array, Topology
 from gewu.formats.gromacs import Gro, GromacsTop, Interaction, MoleculeType
 from gewu.formats.gromacs_types import Parameters, grid_of, pair_of, parameters_of, values_of
-from gewu.physics.md.graph import molecules, unique_pairs, within_bonds
-from gewu.physics.md.parts import Mixing, System, elements_of, mix, new_system, terms
-from gewu.physics.md.state import Array, Topology
 
 _TABLES = {
     "bonds": (2, 2), "angles": (3, 2), "urey_bradley": (2, 2), "dihedrals": (4, 3), "ryckaert": (4, 6), "impropers": (4, 2),
@@ -28,7 +28,7 @@ _Table = tuple[list[tuple[int, ...]], list[tuple[float, ...]]]
 
 
 def _place(tables: dict[str, _Table], section: str, one: Interaction, values: tuple[float, ...]) -> None:
-    """Put an interaction of the file into the room's tables."""
+    """Put an interaction of the file into tables."""
     atoms, function = one.atoms, one.function
 
     def add(name: str, index: tuple[int, ...], *numbers: float) -> None:
@@ -65,7 +65,7 @@ def _place(tables: dict[str, _Table], section: str, one: Interaction, values: tu
 
 @dataclass(eq=False)
 class _Molecule:
-    """A kind of molecule in the room's terms, atoms from 0."""
+    """A kind of molecule in these terms, atoms from 0."""
 
     mass: Array
     charge: Array

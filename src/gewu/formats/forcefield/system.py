@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from gewu.core.errors import InputError
 from gewu.formats.elements import MASS_U, SYMBOLS
-from gewu.physics.md.graph import edges_of, reduced_box, whole
-from gewu.physics.md.state import Array, Terms, Topology
+from gewu.formats.forcefield.graph import edges_of, reduced_box, whole
+from gewu.formats.forcefield.topology import Array, Terms, Topology
 
 Mixing = Literal["lorentz-berthelot", "geometric"]
 _MASSES = np.array([MASS_U[symbol] for symbol in SYMBOLS[:103]])
@@ -20,7 +20,7 @@ _MASSES = np.array([MASS_U[symbol] for symbol in SYMBOLS[:103]])
 
 @dataclass(frozen=True, eq=False)
 class System:
-    """A force field with the coordinates that came with it, in the room's units.
+    """A force field with the coordinates that came with it, in this folder's units.
 
     Args:
         topology: n atoms.
@@ -36,7 +36,7 @@ class System:
 
 
 def new_system(topology: Topology, position_n3: Any, velocity_n3: Any, cell: Any, file: str) -> System:
-    """Return a system whose box has the room's form, atoms rotated along with it, molecules whole.
+    """Return a system whose box has the form of this folder, atoms rotated along with it, molecules whole.
 
     Args:
         topology: n atoms.

@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gewu.core.errors import InputError
+from gewu.formats.forcefield.graph import molecules, unique_pairs, within_bonds
+from gewu.formats.forcefield.system import Mixing, System, elements_of, mix, new_system, terms
+from gewu.formats.forcefield.topology import ANGSTROM, EV, KCAL, Array, Index, Terms, Topology
 from gewu.formats.lammps import LammpsData
 from gewu.formats.numbers import real
-from gewu.physics.md.graph import molecules, unique_pairs, within_bonds
-from gewu.physics.md.parts import Mixing, System, elements_of, mix, new_system, terms
-from gewu.physics.md.state import Array, Index, Terms, Topology
-from gewu.physics.md.units import ANGSTROM, EV, KCAL
 
 Units = Literal["real", "metal"]
 _ENERGY = {"real": KCAL, "metal": EV}
@@ -134,7 +133,7 @@ def _bonded(data: LammpsData, energy: float) -> tuple[dict[str, Any], Index, Arr
 
 
 def _pair_rows(data: LammpsData, section: str, energy: float) -> tuple[Array, str]:
-    """Return (epsilon, sigma, epsilon14, sigma14) for each row of pair coefficients, in the room's units."""
+    """Return (epsilon, sigma, epsilon14, sigma14) for each row of pair coefficients, in this folder's units."""
     coefficients = data.coefficients[section]
     if coefficients.style and not coefficients.style.startswith("lj/"):
         raise InputError(

@@ -1,7 +1,6 @@
-"""The door to force fields: every way to come by a `Topology`.
+"""The compact force field of a job file: Lennard-Jones parameters by element, and charges.
 
-`from_amber`, `from_gromacs`, `from_lammps` turn files into a `System`; `lennard_jones` is the compact force field of a job file;
-`rigid` replaces harmonic bonds by constraints; `water` (in its own file) builds boxes of rigid water.
+Without parameters it describes atoms that only many-body potentials act on.
 """
 
 from __future__ import annotations
@@ -12,15 +11,8 @@ import numpy as np
 
 from gewu.core.errors import InputError
 from gewu.formats.elements import MASS_U
-from gewu.physics.md.amber import from_amber as from_amber
-from gewu.physics.md.graph import reduced_box as reduced_box
-from gewu.physics.md.graph import rigid as rigid
-from gewu.physics.md.graph import whole as whole
-from gewu.physics.md.gromacs import from_gromacs as from_gromacs
-from gewu.physics.md.lammps import from_lammps as from_lammps
-from gewu.physics.md.parts import Mixing, mix
-from gewu.physics.md.parts import System as System
-from gewu.physics.md.state import Topology
+from gewu.formats.forcefield.system import Mixing, mix
+from gewu.formats.forcefield.topology import Topology
 
 
 def lennard_jones(
