@@ -127,6 +127,6 @@ def test_copper_melts_between_1000_and_2500_kelvin(kelvin: float, melts: bool) -
     else:
         assert math.sqrt(late) < 0.15 * neighbour  # Lindemann
         assert squares[-1] < 2 * squares[9]
-        # LAMMPS 22 Jul 2025 update 4, the same table, fix npt: a = 0.37182 nm over 10 ps, density 8.21 (the experiment: 8.49); slow
-        # waves of the box leave 0.2 % to an average over 10 ps
+        # LAMMPS 22 Jul 2025 update 4, the same table, fix npt: a = 0.37182 nm over 10 ps, density 8.21 (experiment: 8.49);
+        # slow waves of the box leave 0.2 % to an average over 10 ps
         assert np.mean(density[10:]) == pytest.approx(8.21, rel=5e-3)

@@ -7,7 +7,6 @@ registers, or into 256- or 128-bit ones on other machines, so one source serves 
 Inside `numba.njit` functions:
 
     rows(a, s)  columns(a, q)     tile with a[s + row], a[q + column]          fill(x)  the same number everywhere
-    rows_moved(a, s, d)           a[s + row] + d, added in float64 and rounded once
     + - * /  root(t)              per element; `/` and `root` of float32 may be an estimate refined by one Newton step (~1e-7)
     less(t, u)  both(m, n)  bits(k)   masks; `bits` takes a uint32, bit 8 row + column
     keep(m, t)                    t where m, else 0 (also where t is inf or nan)
@@ -122,33 +121,11 @@ def rows(typing_context: Any, a: Any, s: Any) -> Any:
     """Return the tile whose row k holds a[s + k]."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return _stack(builder, _four(context, builder, signature, values))
+        start = pointer(context, builder, signature.args[0], values[0], values[1])
+        parts = [splat(builder, builder.load(builder.gep(start, [ir.Constant(INT32, k)])), COLUMNS) for k in range(ROWS)]
+        return join(builder, join(builder, parts[0], parts[1]), join(builder, parts[2], parts[3]))
 
     return (TILES[a.dtype](a, types.intp), generate) if _is_floats(a) else None
-
-
-@intrinsic
-def rows_moved(typing_context: Any, a: Any, s: Any, d: Any) -> Any:
-    """Return the tile whose row k holds a[s + k] + d, added in float64 and rounded once."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        narrow, double = FLOATS[signature.args[0].dtype], ir.DoubleType()
-        wide = [builder.fadd(_widen(builder, x, double), values[2]) for x in _four(context, builder, signature, values)]
-        return _stack(builder, [x if narrow == double else builder.fptrunc(x, narrow) for x in wide])
-
-    return (TILES[a.dtype](a, types.intp, types.float64), generate) if _is_floats(a) else None
-
-
-def _four(context: Any, builder: Any, signature: Any, values: Any) -> list[Any]:
-    """Load four numbers in a row."""
-    start = pointer(context, builder, signature.args[0], values[0], values[1])
-    return [builder.load(builder.gep(start, [ir.Constant(INT32, k)])) for k in range(ROWS)]
-
-
-def _stack(builder: Any, four: list[Any]) -> Any:
-    """Make a tile of four numbers, one a row."""
-    parts = [splat(builder, x, COLUMNS) for x in four]
-    return join(builder, join(builder, parts[0], parts[1]), join(builder, parts[2], parts[3]))
 
 
 def _vector_at(context: Any, builder: Any, kind: Any, array: Any, index: Any, lanes: int) -> tuple[Any, int]:

@@ -7,7 +7,9 @@ image, so each pair occurs once.  The tiles of `gewu.core.simd` then take all 4 
 Commun. 184, 2641 (2013)).
 
 Coordinates in a slot are relative to the centre of a block of about four list radii that the cluster lies in, so float32 keeps
-the same absolute precision in a box of any size.  Rows are cut into runs of j-clusters of one block and one image; a run carries
+the same absolute precision in a box of any size.  Block origins and box are rounded to what float32 holds exactly, positions
+stretched along (by 1e-7 at most): else every atom that leaves through one side and enters through the other would jump by a
+rounding, always the same way, and do work.  Rows are cut into runs of j-clusters of one block and one image; a run carries
 the vector that takes the i-cluster into the frame of j.  Within a run the tiles with excluded pairs come first, each with 32
 bits.
 
@@ -97,7 +99,7 @@ def _count_columns(column, first, filled, order):  # type: ignore[no-untyped-def
 
 
 @numba.njit(cache=True, parallel=True)  # type: ignore[misc]
-def _bound(x, wrap, frac, box, owned, atom_of_slot, half, whole, flow, fhigh, tall, holds, blocks, low_f, span, origin):  # type: ignore[no-untyped-def]
+def _bound(x, wrap, frac, box, owned, atom_of_slot, half, whole, flow, fhigh, tall, holds, blocks, low_f, span, quantum, origin):  # type: ignore[no-untyped-def]
     """Bounding boxes (centre, half sides) of 4- and 8-clusters, their extent in fractions, their block and origin."""
     for c in numba.prange(atom_of_slot.size // 8):
         middle = np.zeros(3)
@@ -141,15 +143,19 @@ def _bound(x, wrap, frac, box, owned, atom_of_slot, half, whole, flow, fhigh, ta
             origin[c, d] = 0.0
             for k in range(d, 3):
                 origin[c, d] += middle[k] * box[k, d]
+            origin[c, d] = math.floor(origin[c, d] / quantum + 0.5) * quantum
 
 
 @numba.njit(cache=True, parallel=True)  # type: ignore[misc]
-def pack(position, base, atom_of_slot, x, y, z):  # type: ignore[no-untyped-def]
+def pack(position, stretch, base, atom_of_slot, x, y, z):  # type: ignore[no-untyped-def]
     """Write the positions, relative to their blocks, into the slots."""
     for s in numba.prange(atom_of_slot.size):
         i = atom_of_slot[s]
         if i >= 0:
-            x[s], y[s], z[s] = position[i, 0] - base[s, 0], position[i, 1] - base[s, 1], position[i, 2] - base[s, 2]
+            px, py, pz = position[i, 0], position[i, 1], position[i, 2]
+            x[s] = px * stretch[0, 0] + py * stretch[1, 0] + pz * stretch[2, 0] - base[s, 0]
+            y[s] = py * stretch[1, 1] + pz * stretch[2, 1] - base[s, 1]
+            z[s] = pz * stretch[2, 2] - base[s, 2]
         else:
             x[s], y[s], z[s] = FAR * (1 + s % 4096), FAR * (1 + s // 4096), FAR
 
@@ -377,7 +383,7 @@ class ClusterList:
             check_reach(box, self.reach, "the pair list (cutoff + skin)")
         self._box = box
         self._sort(state, images)
-        _bases(self.origin, self.wrap, box, self.atom_of_slot, self.base)
+        self._round()
         self.pack(state)
         self._exclude(state)
         self._rows(images)
@@ -387,12 +393,18 @@ class ClusterList:
         """Bring the positions into the slots, and the list to the present box."""
         if state.periodic and not np.array_equal(state.box_33, self._box):
             self._box = state.box_33.copy()
-            _bases(self.origin, self.wrap, self._box, self.atom_of_slot, self.base)
+            self._round()
             self._aim()
-        pack(state.position_n3, self.base, self.atom_of_slot, self.x, self.y, self.z)
+        pack(state.position_n3, self._stretch, self.base, self.atom_of_slot, self.x, self.y, self.z)
+
+    def _round(self) -> None:
+        """Round the box to what shifts hold exactly, and find the stretch that takes positions into it."""
+        self._even = np.rint(self._box / self._quantum) * self._quantum
+        self._stretch = np.linalg.inv(self._box) @ self._even
+        _bases(self.origin, self.wrap, self._even, self.atom_of_slot, self.base)
 
     def _aim(self) -> None:
-        _shifts(self.origin, self._box, self.row_first, self.run_image, self.run_range, self.run_shift, self.j_list)
+        _shifts(self.origin, self._even, self.row_first, self.run_image, self.run_range, self.run_shift, self.j_list)
 
     def _sort(self, state: State, images: Any) -> None:
         position, n, box = state.position_n3, len(state.position_n3), self._box
@@ -406,6 +418,8 @@ class ClusterList:
         width = COLUMN_WIDTH * (np.prod(lengths) / n) ** (1 / 3)
         grid = np.maximum(1, np.rint(lengths[:2] / width)).astype(np.int64)
         self.blocks = np.maximum(1, np.rint(lengths / (BLOCK_REACHES * self.reach))).astype(np.int64)
+        farthest = (np.abs(box) * (span / self.blocks)[:, None]).sum(axis=0).max() + 2 * self.reach  # between origins that meet
+        self._quantum = 2.0 ** (math.ceil(math.log2(farthest)) - np.finfo(self.dtype).nmant - 1)
         frac, wrap, column = np.empty((n, 3)), np.empty((n, 3), np.int32), np.empty(n, np.int64)
         _fractions(position, inverse, images, grid, low, span, frac, wrap, column)
         cells = int(grid.prod())
@@ -419,7 +433,7 @@ class ClusterList:
             np.empty(shape) for shape in ((halves, 6), (slots // 8, 6), (halves, 3), (halves, 3), (slots // 8, 3))
         )
         self.holds, self.origin, self.base = np.empty(halves, np.int8), np.empty((slots // 8, 4)), np.empty((slots, 3))
-        args = (self.atom_of_slot, *self.bounds, self.holds, self.blocks, low, span, self.origin)
+        args = (self.atom_of_slot, *self.bounds, self.holds, self.blocks, low, span, self._quantum, self.origin)
         _bound(position, wrap, frac, box, state.owned, *args)
         self.x, self.y, self.z = (np.empty(slots, self.dtype) for _ in range(3))
 
@@ -441,7 +455,7 @@ class ClusterList:
         if self._tiles == 0:
             self._grow(16 * (i_clusters // self.chunks + 16), 64 * (i_clusters // self.chunks + 16))
         while True:
-            where = (self.x, self.y, self.z, self._box, images, self.grid, self.height, self.reach, self.first)
+            where = (self.x, self.y, self.z, self._even, images, self.grid, self.height, self.reach, self.first)
             boxes = (*self.bounds, self.holds, self.origin)
             excluded = (self.atom_of_slot, self.slot_of_atom, self._partner_first, self._partner, self._partner_image)
             _build(where, boxes, excluded, self.row_first, self.run_range, self.run_image, self.j_list, self.j_mask, need)
@@ -458,4 +472,4 @@ class ClusterList:
         self._runs, self._tiles = runs, tiles
         self.j_list, self.j_mask = np.empty((self.chunks, tiles), np.int32), np.empty((self.chunks, tiles), np.uint32)
         self.run_range, self.run_image = np.empty((self.chunks, runs, 3), np.int32), np.empty((self.chunks, runs), np.int8)
-        self.run_shift = np.empty((self.chunks, runs, 3))
+        self.run_shift = np.empty((self.chunks, runs, 3), self.dtype)
