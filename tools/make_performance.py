@@ -20,7 +20,8 @@ PAGES = ("docs/performance.md", "README.md")
 def table(topic: str, records: list[dict[str, Any]]) -> str:
     """Return the Markdown table of one topic, with the machine and versions that the figures belong to."""
     if not records:
-        return f"No figures are recorded yet: `make bench TOPIC={topic.partition('/')[0]}` writes them."
+        command = {"md/drift": "make drift", "md/scaling": "make scaling"}.get(topic, f"make bench TOPIC={topic}")
+        return f"No figures are recorded yet: `{command}` writes them."
     accuracy = list(dict.fromkeys(name for record in records for name in record["accuracy"]))
     ratio = "time peer / gewu" if all(record["unit"] == "s" for record in records) else "gewu against peer"
     titles = ["case", "peer", ratio, "gewu", "peer", "spread", *(name.replace("_", " ") for name in accuracy)]

@@ -270,8 +270,8 @@ class Pairs:
                 raise InputError("unknown treatment of pairs", key=key, value=value, allowed=", ".join(allowed))
         self.settings, self.topology = settings, topology
         self.mixing = LennardJones(topology, 5e-7 if precision == "mixed" else 1e-9)
-        charged = settings.coulomb != "none" and bool(np.any(topology.charge_n))
-        kinds = (self.mixing.kind, settings.lj, settings.coulomb if charged else "none")
+        self.charged = settings.coulomb != "none" and bool(np.any(topology.charge_n))
+        kinds = (self.mixing.kind, settings.lj, settings.coulomb if self.charged else "none")
         self.list = ClusterList(settings.cutoff + skin_nm, skin_nm, precision, topology.exclusions, images)
         terms = self._numbers()
         self._quick, self._full = _kernel(*kinds, terms, False), _kernel(*kinds, terms, True)
@@ -314,11 +314,14 @@ class Pairs:
         def slots(per_atom: Any) -> Any:
             return np.where(filled, per_atom[at], 0).astype(clusters.dtype)
 
-        types = state.type_n
-        first, second = slots(self.mixing.first_t[types]), slots(self.mixing.second_t[types])
-        charge = slots(state.charge_n * math.sqrt(COULOMB))
-        self._slots = (charge, first, second, slots(types), self._table6, self._table12)
-        self._own = slots((np.arange(len(types)) < state.owned).astype(float))
+        types, none = state.type_n, np.zeros(clusters.slots, clusters.dtype)
+        mixes, kind = self.mixing.kind in ("lorentz-berthelot", "geometric"), self.mixing.kind
+        first = slots(self.mixing.first_t[types]) if mixes else none
+        second = slots(self.mixing.second_t[types]) if mixes else none
+        charge = slots(state.charge_n * math.sqrt(COULOMB)) if self.charged else none
+        self._slots = (charge, first, second, slots(types) if kind == "table" else none, self._table6, self._table12)
+        ghosts = state.owned < len(types)
+        self._own = slots((np.arange(len(types)) < state.owned).astype(float)) if ghosts else none + 1
         shape = (clusters.threads, clusters.slots)
         self._forces = tuple(np.empty(shape, clusters.dtype) for _ in range(3))
         self._sums = np.zeros((clusters.threads, 8))
