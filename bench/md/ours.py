@@ -58,7 +58,7 @@ def build(system: str, start: s.Start, potential: Path | None = None) -> tuple[A
             integrator = VelocityRescaling(s.WATER_DT, s.WATER_TEMPERATURE, 1.0, 7)
 
         def terms(local: Any) -> list[Any]:
-            pairs = Pairs(local.topology, settings, skin, precision, local.images)
+            pairs = Pairs(local.topology, settings, skin, precision, local.images, watch_all="nve" in asked)
             return [pairs, Pme(local.topology, alpha, grid, precision=precision, ranks=ranks)]
 
     else:

@@ -222,7 +222,7 @@ def _terms(config: Config, topology: Topology, state: State, ranks: Ranks, devic
     def make(local: Local) -> list[Term]:
         terms: list[Term] = []
         if device == "cpu":
-            terms.append(Pairs(local.topology, settings, skin, precision, local.images))
+            terms.append(Pairs(local.topology, settings, skin, precision, local.images, watch_all=config.ensemble == "nve"))
         else:
             terms.append(PlainPairs(local.topology, settings, device=device, precision=precision, skin=skin))
         if mesh is not None:
