@@ -16,7 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,17 @@ def compare(ours: Sequence[float], theirs: Sequence[float], unit: str = "s") -> 
     }
 
 
+def record(path: Path | None, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Complete the records with machine and commit, print them and, if there is a path and a record, write them there."""
+    shared = {"machine": machine(), "commit": commit()}
+    records = [{key: {**entry, **shared}[key] for key in KEYS} for entry in entries]
+    text = json.dumps(records, indent=1, ensure_ascii=False)
+    print(text)
+    if records and path is not None:
+        path.write_text(text + "\n")
+        print(f"wrote {path.relative_to(ROOT)}", file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the topic named on the command line and write its `latest.json`."""
     parser = argparse.ArgumentParser(
@@ -93,13 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (ROOT / "bench" / options.topic / "bench.py").is_file():
         parser.error(f"bench/{options.topic}/bench.py does not exist")
     entries = importlib.import_module(f"bench.{options.topic}.bench").run(options)
-    shared = {"machine": machine(), "commit": commit()}
-    records = [{key: {**entry, **shared}[key] for key in KEYS} for entry in entries]
-    print(json.dumps(records, indent=1, ensure_ascii=False))
-    if records and not options.case:
-        path = ROOT / "bench" / options.topic / "latest.json"
-        path.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n")
-        print(f"wrote {path.relative_to(ROOT)}", file=sys.stderr)
+    record(None if options.case else ROOT / "bench" / options.topic / "latest.json", entries)
     return 0
 
 

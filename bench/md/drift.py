@@ -20,7 +20,7 @@ import numpy as np
 
 from bench.md import gromacs, lammps, peers
 from bench.md import systems as s
-from bench.run import KEYS, commit, machine, versions
+from bench.run import record, versions
 
 STEPS, UNIT = 100_000, "kJ/mol/ns/atom"
 
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if folder:
         print(json.dumps([[*key, *drift] for key, drift in measure_peers(found).items()], indent=1), file=sys.stderr)
         return
-    records = []
+    entries = []
     gewu = {case: ours(case, peers.find(s.WORK / "peers")["gromacs-native"]) for case in dict.fromkeys(case for case, _ in PEERS)}
     for (case, peer), theirs in PEERS.items():
         mine = gewu[case]
@@ -134,14 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "accuracy": {"error": mine.error, "error_peer": theirs.error},
             "repeats": 1,
             "spread": 0.0,
-            "machine": machine(),
             "versions": {**versions("gewu", "numba"), peer: theirs.program},
-            "commit": commit(),
         }
-        records.append({key: entry[key] for key in KEYS})
-    path = Path(__file__).with_name("drift.json")
-    path.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n")
-    print(json.dumps(records, indent=1, ensure_ascii=False))
+        entries.append(entry)
+    record(Path(__file__).with_name("drift.json"), entries)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from bench.md import systems as s
-from bench.run import KEYS, commit, machine, versions
+from bench.run import record, versions
 
 SIZES, RANKS = (10, 20, 40, 63, 100), (1, 2, 4)  # cells of four atoms along an edge
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ranks = cases()[case][0] if case.startswith("weak") else 1
         return [run["steps_per_s"] * (1 if case.startswith("strong") else run["atoms"] / ranks) for run in found[case]]
 
-    records = []
+    entries = []
     for case, (_ranks, _cells, base) in cases().items():
         ours, theirs = statistics.median(rates(case)), statistics.median(rates(base))
         entry = {
@@ -129,14 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "accuracy": {"communication": round(statistics.median(run["communication"] for run in found[case]), 3)},
             "repeats": given.repeats,
             "spread": round(max((max(r) - min(r)) / statistics.median(r) for r in (rates(case), rates(base))), 3),
-            "machine": machine(),
             "versions": versions("gewu", "numpy", "numba", "mpi4py"),
-            "commit": commit(),
         }
-        records.append({key: entry[key] for key in KEYS})
-    path = Path(__file__).with_name("scaling.json")
-    path.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n")
-    print(json.dumps(records, indent=1, ensure_ascii=False))
+        entries.append(entry)
+    record(Path(__file__).with_name("scaling.json"), entries)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,23 @@ def run_python(code: str, *arguments: str, **extra: str) -> subprocess.Completed
     return subprocess.run(command, env=child_environment(**extra), capture_output=True, text=True, timeout=120, check=False)
 
 
+MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_rmaps_base_oversubscribe": "1"}
+"""What Open MPI needs of the environment in containers and on few cores."""
+
+
+def gewu_run(folder: Path, out: str, *before: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `job.toml` of a folder in a child, behind the command `before` (mpirun ...), with --json."""
+    return subprocess.run(
+        [*before, sys.executable, "-m", "gewu", "run", "job.toml", "--out", out, "--json"],
+        cwd=folder,
+        env=child_environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
 @dataclass(frozen=True)
 class Killed:
     """What a killed process left: its exit status (-9 when the kill hit), its lines on stdout, its stderr."""

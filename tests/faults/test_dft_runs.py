@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from gewu.jobs.result import Result
-from tests.faults.faultlib import Killer, child_environment
+from tests.faults import faultlib
+from tests.faults.faultlib import Killer
 
 POSCAR = """silicon
 1.0
@@ -45,15 +46,7 @@ def write_job(folder: Path, *, threads: int = 1, **keys: Any) -> None:
 
 
 def gewu_run(folder: Path, out: str, *before: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*before, sys.executable, "-m", "gewu", "run", "job.toml", "--out", out, "--json"],
-        cwd=folder,
-        env=child_environment(GEWU_FFT="scipy", **environment),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return faultlib.gewu_run(folder, out, *before, GEWU_FFT="scipy", **environment)
 
 
 def numbers(path: Path) -> dict[str, Any]:
@@ -120,12 +113,7 @@ def test_the_number_of_ranks_does_not_change_a_bit(tmp_path: Path, ranks: int) -
     """Three k points: five ranks leave two without any."""
     write_job(tmp_path)
     assert gewu_run(tmp_path, "one").returncode == 0
-    allowed = {
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        "OMPI_MCA_rmaps_base_oversubscribe": "1",
-    }
-    done = gewu_run(tmp_path, "many", "mpirun", "-n", str(ranks), **allowed)
+    done = gewu_run(tmp_path, "many", "mpirun", "-n", str(ranks), **faultlib.MPI)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "many" / "manifest.json").read_text())["ranks"] == ranks
     assert_same(tmp_path / "one", tmp_path / "many")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from gewu.jobs.result import Result
-from tests.faults.faultlib import Killer, child_environment
+from tests.faults.faultlib import MPI, Killer, gewu_run
 
 ARGON = """4
 Lattice="5.4 0 0 0 5.4 0 0 0 5.4" Properties=species:S:1:pos:R:3 pbc="T T T"
@@ -24,8 +23,7 @@ Ar 2.7 0 2.7
 Ar 2.7 2.7 0
 """
 TIMES = ("performance_ns_day", "performance_steps_s", "rebuilds")  # the only numbers that may differ
-ALLOW = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_rmaps_base_oversubscribe": "1"}
-MPI = pytest.mark.skipif(
+NEEDS_MPI = pytest.mark.skipif(
     shutil.which("mpirun") is None or importlib.util.find_spec("mpi4py") is None, reason="needs mpirun and mpi4py"
 )
 LIQUID = {
@@ -51,18 +49,6 @@ def write_job(folder: Path, **keys: Any) -> None:
     rows = [f"{key} = {toml(value)}" for key, value in keys.items()]
     text = "[job]\nthreads = 1\ncheckpoint_interval_s = 0.0\n\n[md]\n" + "\n".join(rows) + "\n"
     (folder / "job.toml").write_text(text)
-
-
-def gewu_run(folder: Path, out: str, *before: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*before, sys.executable, "-m", "gewu", "run", "job.toml", "--out", out, "--json"],
-        cwd=folder,
-        env=child_environment(**environment),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -100,7 +86,7 @@ def test_killed_at_random_a_run_resumes_to_the_same_bits(tmp_path: Path) -> None
     assert resumed >= 1
 
 
-@MPI
+@NEEDS_MPI
 @pytest.mark.parametrize(
     ("keys", "ranks"),
     [(LIQUID, 2), (LIQUID, 4), (WATER, 2), (METAL, 2)],
@@ -111,7 +97,7 @@ def test_ranks_follow_the_trajectory_of_one(tmp_path: Path, keys: dict[str, Any]
     step = {"timestep_fs": 1.0} | keys
     write_job(tmp_path, **(step | {"ensemble": "nve", "precision": "double", "time_ps": 0.1 * step["timestep_fs"]}))
     assert gewu_run(tmp_path, "one").returncode == 0
-    done = gewu_run(tmp_path, "many", "mpirun", "-n", str(ranks), **ALLOW)
+    done = gewu_run(tmp_path, "many", "mpirun", "-n", str(ranks), **MPI)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "many" / "manifest.json").read_text())["ranks"] == ranks
     one, many = Result.load(tmp_path / "one").arrays, Result.load(tmp_path / "many").arrays
@@ -121,15 +107,15 @@ def test_ranks_follow_the_trajectory_of_one(tmp_path: Path, keys: dict[str, Any]
     assert np.abs(energy - many["thermo_conserved_kj_mol"]).max() < 1e-9 * np.abs(energy).max()
 
 
-@MPI
+@NEEDS_MPI
 def test_a_killed_run_on_two_ranks_resumes_to_the_same_bits(tmp_path: Path) -> None:
     write_job(tmp_path, **LIQUID, ensemble="nvt", timestep_fs=2.0, time_ps=6.0, trajectory="dcd")
-    assert gewu_run(tmp_path, "whole", "mpirun", "-n", "2", **ALLOW).returncode == 0
+    assert gewu_run(tmp_path, "whole", "mpirun", "-n", "2", **MPI).returncode == 0
     (tmp_path / "job.toml").write_text((tmp_path / "job.toml").read_text().replace("[job]", "[job]\ntime_limit_s = 0.001"))
-    stopped = gewu_run(tmp_path, "parts", "mpirun", "-n", "2", **ALLOW)
+    stopped = gewu_run(tmp_path, "parts", "mpirun", "-n", "2", **MPI)
     assert stopped.returncode == 75, stopped.stderr
     (tmp_path / "job.toml").write_text((tmp_path / "job.toml").read_text().replace("time_limit_s = 0.001", ""))
-    done = gewu_run(tmp_path, "parts", "mpirun", "-n", "2", **ALLOW)
+    done = gewu_run(tmp_path, "parts", "mpirun", "-n", "2", **MPI)
     assert done.returncode == 0 and '"event": "resume"' in done.stdout, done.stderr
     assert_same(tmp_path / "whole", tmp_path / "parts")
 

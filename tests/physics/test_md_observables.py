@@ -21,7 +21,7 @@ from gewu.core import kernel as kernel_module
 from gewu.core.checkpoint import dump, load
 from gewu.core.errors import InputError
 from gewu.core.statistics import BlockAverages
-from gewu.physics.md.observables import Dielectric, Rdf, TimeCorrelation, density, finite_size_diffusion
+from gewu.physics.md.observables import Dielectric, Rdf, TimeCorrelation, finite_size_diffusion
 from gewu.physics.md.state import Array, State
 from gewu.physics.md.units import BOLTZMANN, COULOMB
 
@@ -183,12 +183,9 @@ def test_vacf_of_harmonic_motion_and_green_kubo() -> None:
     assert spread < 0.01 * expected  # exp(-6) / 2
 
 
-def test_finite_size_correction_and_density() -> None:
+def test_finite_size_correction() -> None:
     # SPC/E at 298 K, L = 1.86 nm, eta = 0.73 mPa s: 2.837 * 4.114e-21 J / (6 pi * 0.73e-3 * 1.86e-9) = 4.56e-10 m^2/s
     assert finite_size_diffusion(298.0, 0.73e-3, 1.86) == pytest.approx(4.56e-4, rel=2e-3)  # nm^2/ps = 1e-6 m^2/s
-    assert density(sample(np.zeros((5, 3)))) == pytest.approx(
-        10 * 1.66053907 / 27, rel=1e-8
-    )  # 10 u in 27 nm^3; u/nm^3 = 1.66 kg/m^3
 
 
 def test_dielectric_constant_of_independent_dipoles() -> None:

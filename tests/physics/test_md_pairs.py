@@ -145,9 +145,9 @@ def test_precision_does_not_depend_on_the_size_of_the_box() -> None:
 def test_buffers_that_overflow_are_grown() -> None:
     topology = mdtools.mixture(400, "one")
     state = mdtools.shaken(topology)
-    reference = ClusterList(RC + SKIN, SKIN, "double", topology.exclusions)
+    reference = ClusterList(RC + SKIN, "double", topology.exclusions)
     reference.build(state)
-    tight = ClusterList(RC + SKIN, SKIN, "double", topology.exclusions)
+    tight = ClusterList(RC + SKIN, "double", topology.exclusions)
     tight._grow(3, 5)
     tight.build(state)
     assert tight.tiles == reference.tiles > 5 * tight.chunks

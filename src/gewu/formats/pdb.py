@@ -163,6 +163,12 @@ def _column(block: Block, names: Sequence[str], n: int, file: str) -> list[Value
     raise InputError("column missing", file=file, key=f"_atom_site.{names[0]}")
 
 
+def is_mmcif(path: str | Path) -> bool:
+    """Tell whether a CIF file is a macromolecular one, with Cartesian positions."""
+    with Path(path).open("rb") as file:
+        return b"_atom_site.Cartn_x" in file.read(1_000_000)
+
+
 def read_mmcif(path: str | Path) -> AtomSites:
     """Read the first model of an mmCIF file.
 

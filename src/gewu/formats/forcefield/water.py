@@ -16,11 +16,12 @@ from scipy.spatial import cKDTree
 
 from gewu.core.errors import InputError
 from gewu.core.random import uniform_pair
+from gewu.core.units import AVOGADRO_PER_MOL
 from gewu.formats.elements import MASS_U
 from gewu.formats.forcefield.system import Mixing, System, mix
 from gewu.formats.forcefield.topology import Array, Terms, Topology, no_terms
 
-U_PER_NM3: Final = 602.214076
+U_PER_NM3: Final = AVOGADRO_PER_MOL * 1e-21
 """One g/cm^3 in u/nm^3."""
 _TURN_STREAMS: Final = (0x57A7E1, 0x57A7E2)
 MOLECULES_PER_NM3: Final = 33.3

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from gewu.core.device import load_numba
+from gewu.formats.forcefield.graph import partners
 from gewu.physics.md.box import box_of, check_reach
 from gewu.physics.md.state import Index, State
 
@@ -348,7 +349,6 @@ class ClusterList:
 
     Args:
         reach_nm: list radius: cutoff plus skin.
-        skin_nm: how much larger than the cutoff it is.
         precision: "mixed" (float32 slots) or "double".
         exclusions: (m, 2) pairs of rows left out, in their nearest image.
         images: along which box vectors there are periodic images; default: all when the state is periodic.
@@ -357,12 +357,11 @@ class ClusterList:
     def __init__(
         self,
         reach_nm: float,
-        skin_nm: float,
         precision: str,
         exclusions: Index | None = None,
         images: tuple[bool, bool, bool] | None = None,
     ) -> None:
-        self.reach, self.skin, self.images = reach_nm, skin_nm, images
+        self.reach, self.images = reach_nm, images
         self.dtype = np.float32 if precision == "mixed" else np.float64
         self.exclusions = np.zeros((0, 2), np.int32) if exclusions is None else exclusions
         self.threads = int(numba.get_num_threads())
@@ -440,11 +439,8 @@ class ClusterList:
     def _exclude(self, state: State) -> None:
         """Find the image under which excluded partners are nearest; rows of partners are made once."""
         if len(self._partner_first) == 0:
-            both_ways = np.concatenate([self.exclusions, self.exclusions[:, ::-1]])
-            both_ways = both_ways[np.argsort(both_ways[:, 0], kind="stable")]
-            counts = np.bincount(both_ways[:, 0], minlength=len(state.position_n3))
-            self._partner_first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-            self._partner, self._partner_image = both_ways[:, 1].copy(), np.zeros(len(both_ways), np.int64)
+            self._partner_first, self._partner = partners(self.exclusions, len(state.position_n3))
+            self._partner_image = np.zeros(len(self._partner), np.int64)
         place = (state.position_n3, self.wrap, box_of(state))
         _nearest(*place, self._partner_first, self._partner, self._partner_image)
 

@@ -204,12 +204,6 @@ class Simulation:
 
     def _sample(self, evaluation: Any, number: int) -> None:
         row = self.sampler.measure(self.state, self.model, evaluation, self.integrator)
-        if not math.isfinite(row["potential_kj_mol"] + row["kinetic_kj_mol"]):
-            raise ConvergenceError(
-                f"energies are not finite: first non-finite step {number}",
-                key="md.timestep_fs",
-                hint="minimise first, or reduce it",
-            )
         frame = number % self.frame == 0 and self.config.trajectory != "none"
         counts = number > self.first and number % self.sample == 0
         if counts or frame:

@@ -104,6 +104,7 @@ class Model:
         self.rebuilds, self.terms = 0, ()  # type: tuple[int, Sequence[Term]]
         self.constraints: Constraints | None = None
         self._make, self._sites, self._age = terms, VirtualSites(topology), 0
+        self._expired = True
         self._reference, self._box, self._watched = np.zeros((0, 3)), np.zeros((3, 3)), np.zeros(0, np.int32)
         self._parts = np.zeros(4 * numba.get_num_threads())
         rigid = len(topology.constraints.index) + 3 * len(topology.settles.index)
@@ -155,16 +156,12 @@ class Model:
 
     def refresh(self, state: State) -> None:
         """Build every list anew and compute the forces, as after a restart."""
-        self._sites.place(state)
-        self._reorganise(state, migrate=True)
-        state.force_n3[:] = 0.0
-        for term in self.terms:
-            term.compute(state, False)
-        self._sites.spread(state)
+        self._expired = True
+        self.compute(state, False)
 
     def _stale(self, state: State) -> bool:
         self._age += 1
-        if not len(self.terms):
+        if self._expired:
             return True
         if self.rebuild_every is not None:
             return self._age >= self.rebuild_every
@@ -202,7 +199,7 @@ class Model:
         masks = [term.watched(state) if hasattr(term, "watched") else everyone for term in self.terms if hasattr(term, "rebuild")]
         self._watched = np.flatnonzero(np.logical_or.reduce(masks) if masks else everyone).astype(np.int32)
         self._reference, self._box, self._age = state.position_n3[: state.owned].copy(), state.box_33.copy(), 0
-        self.rebuilds += 1
+        self._expired, self.rebuilds = False, self.rebuilds + 1
 
     def _constrain(self, topology: Topology, owned: int) -> None:
         if len(self.topology.constraints.index) or len(self.topology.settles.index):

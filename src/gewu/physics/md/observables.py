@@ -38,11 +38,6 @@ _DALTON_KG = 1.66053906660e-27
 _VISCOSITY = _DALTON_KG / (1e-9 * 1e-12)  # one u/(nm ps) in Pa s
 
 
-def density(state: State) -> float:
-    """Return the mass density in kg/m^3."""
-    return float(state.mass_n[: state.owned].sum()) / state.volume * _DALTON_KG * 1e27
-
-
 def by_tag(state: State, array: NDArray[Any]) -> NDArray[Any]:
     """Return the rows of an array of the state in the order of the input."""
     ordered = np.empty_like(array)

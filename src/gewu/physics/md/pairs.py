@@ -52,7 +52,6 @@ class NonBonded:
     coulomb: str = "none"
     epsilon_rf: float = 0.0
     alpha: float = 0.0
-    dispersion_correction: bool = False
 
 
 class LennardJones:
@@ -274,7 +273,7 @@ class Pairs:
         self.mixing = LennardJones(topology, 5e-7 if precision == "mixed" else 1e-9)
         self.charged = settings.coulomb != "none" and bool(np.any(topology.charge_n))
         kinds = (self.mixing.kind, settings.lj, settings.coulomb if self.charged else "none")
-        self.list = ClusterList(settings.cutoff + skin_nm, skin_nm, precision, topology.exclusions, images)
+        self.list = ClusterList(settings.cutoff + skin_nm, precision, topology.exclusions, images)
         terms = self._numbers()
         self._quick, self._full = _kernel(*kinds, terms, False), _kernel(*kinds, terms, True)
 
@@ -300,8 +299,8 @@ class Pairs:
 
         In double precision all, and with `watch_all`.  Otherwise, with Ewald's sum, those with a Lennard-Jones interaction: what
         charges alone do at the cutoff is screened to the tolerance of the sum, and fast hydrogens of water that slip through the
-        skin change forces by no more than float32 rounding does (1e-6).  Their energy drifts by 1.7e-3 kJ/mol/ns an atom for it,
-        which a thermostat does not notice; runs at constant energy watch all.
+        skin change forces by no more than float32 rounding does (`tests/compare/test_md_precision.py`).  Over long times the
+        energy drifts for it, which a thermostat does not notice; runs at constant energy watch all.
         """
         if self.watch_all or self.settings.coulomb != "ewald" or self.list.dtype is np.float64:
             return np.ones(state.owned, np.bool_)

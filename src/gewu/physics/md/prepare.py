@@ -19,7 +19,7 @@ from gewu.formats.forcefield import System, from_amber, from_gromacs, from_lammp
 from gewu.formats.forcefield.water import solvate, water_box, water_topology
 from gewu.formats.gromacs import read_gro, read_top
 from gewu.formats.lammps import read_lammps
-from gewu.formats.pdb import read_mmcif, read_pdb
+from gewu.formats.pdb import is_mmcif, read_mmcif, read_pdb
 from gewu.formats.potentials import read_stillinger_weber, read_tersoff
 from gewu.formats.zhou import zhou_tables
 from gewu.physics.md.bonded import Bonded
@@ -107,13 +107,14 @@ def _structure(config: Config) -> tuple[tuple[str, ...], Array, Array | None]:
     """Return symbols, positions and cell (nm) of a structure file, repeated."""
     path = Path(config.structure)
     suffix = path.suffix.lower()
-    if suffix in (".pdb", ".ent", ".mmcif") or (suffix == ".cif" and b"_atom_site.Cartn_x" in path.read_bytes()[:1_000_000]):
+    if suffix in (".pdb", ".ent", ".mmcif") or (suffix == ".cif" and is_mmcif(path)):
         sites = read_pdb(path) if suffix in (".pdb", ".ent") else read_mmcif(path)
         symbols, position = sites.symbols, sites.positions_angstrom * ANGSTROM
         cell = None if sites.cell_angstrom is None else sites.cell_angstrom * ANGSTROM
     elif suffix == ".gro":
         frame = read_gro(path)
-        _refuse_names(frame.atom_name, str(path))
+        if not config.topology:
+            _refuse_names(frame.atom_name, str(path))
         symbols, position, cell = frame.atom_name, frame.position_n3, frame.box_33
     else:
         crystal = read_structure(path)
@@ -207,7 +208,7 @@ def _terms(config: Config, topology: Topology, state: State, ranks: Ranks, devic
     cutoff = config.cutoff_nm
     if not state.periodic:  # in vacuum everything meets everything
         cutoff = max(cutoff, 2.0 * float(np.ptp(state.position_n3, axis=0).max()) + 2.0)
-    settings = NonBonded(cutoff, config.lj, coulomb, config.epsilon_rf, alpha, dispersion)
+    settings = NonBonded(cutoff, config.lj, coulomb, config.epsilon_rf, alpha)
     skin = config.skin_nm or 0.1
     grid = choose_grid(state.box_33, config.pme_spacing_nm) if coulomb == "ewald" else (0, 0, 0)
     bonded = any(
@@ -228,7 +229,7 @@ def _terms(config: Config, topology: Topology, state: State, ranks: Ranks, devic
         if mesh is not None:
             terms.append(mesh)
         if bonded:
-            terms.append(Bonded(local.topology, local.state.owned, len(local.state.mass_n)))
+            terms.append(Bonded(local.topology, local.state.owned, len(local.state.mass_n), device=device))
         if dispersion:
             terms.append(DispersionCorrection(topology, settings))
         return terms

@@ -10,6 +10,7 @@ import numpy as np
 from gewu.core.context import Context
 from gewu.core.errors import InputError
 from gewu.core.statistics import BlockAverages
+from gewu.formats.forcefield.water import U_PER_NM3
 from gewu.physics.md.barostat import pressure_tensor
 from gewu.physics.md.box import heights
 from gewu.physics.md.config import Config
@@ -31,7 +32,6 @@ COLUMNS = {
     "density_g_cm3": "g/cm3",
 }
 AVERAGED = ("potential_kj_mol", "temperature_k", "pressure_bar", "volume_nm3", "density_g_cm3")
-G_CM3 = 1.66053906660e-3  # one u/nm^3
 CM2_S = 1e-2  # one nm^2/ps
 MAX_SPECIES = 4
 RDF_SAMPLES = 100
@@ -67,7 +67,7 @@ class Sampler:
         self.dielectric = (
             Dielectric(config.temperature_k) if whole and config.ensemble in ("nvt", "npt") and state.periodic else None
         )
-        self.taken = 0
+        self.taken, self.left_out = 0, 0
 
     def _rdf(self, symbols: Any, state: State) -> tuple[Rdf | None, list[tuple[str, str]]]:
         if not self.species or not state.periodic:
@@ -97,7 +97,7 @@ class Sampler:
             temperature(kinetic, model.degrees_of_freedom),
             float(pressure),
             volume,
-            mass / volume * G_CM3 if volume else 0.0,
+            mass / volume / U_PER_NM3 if volume else 0.0,
         )
         self.rows.append([float(v) for v in values])
         for name, value in evaluation.energies.items():
@@ -108,7 +108,10 @@ class Sampler:
         """Take one sample of everything that is averaged; `state` holds all atoms, on the root."""
         self.averages.add([row[name] for name in AVERAGED])
         if self.rdf is not None and self.taken % self.every_rdf == 0:
-            self.rdf.update(state)
+            if 2 * self.rdf.r_max <= float(heights(state.box_33).min()):
+                self.rdf.update(state)
+            else:  # the box has shrunk
+                self.left_out += 1
         if self.msd is not None:
             self.msd.update(state)
         if self.dielectric is not None:
@@ -123,6 +126,7 @@ class Sampler:
             "energies": {name: np.array(values) for name, values in self.energies.items()},
             "averages": self.averages.to_state(),
             "taken": self.taken,
+            "left_out": self.left_out,
             **{name: part.to_state() for name, part in parts.items() if part is not None},
         }
 
@@ -131,7 +135,7 @@ class Sampler:
         self.rows = saved["rows"].tolist()
         self.energies = {name: values.tolist() for name, values in saved["energies"].items()}
         self.averages.restore(saved["averages"])
-        self.taken = int(saved["taken"])
+        self.taken, self.left_out = int(saved["taken"]), int(saved["left_out"])
         for name, part in (("rdf", self.rdf), ("msd", self.msd), ("dielectric", self.dielectric)):
             if part is not None:
                 part.restore(saved[name])
@@ -182,8 +186,12 @@ class Sampler:
     def _structure(self, ctx: Context) -> None:
         if self.rdf is None:
             return
+        if self.left_out:
+            ctx.warn(f"The box shrank: g(r) leaves out {self.left_out} configurations. Choose a smaller rdf_nm.")
         labels = " ".join(f"{a}-{b}" for a, b in self.pairs)
         g = self.rdf.g()
+        if not g.any():
+            return
         ctx.save("rdf_r_nm", self.rdf.r, ("shell",), "nm", long_name="distance")
         ctx.save("rdf", g, ("pair", "shell"), "1", long_name="radial distribution functions", labels=labels)
         count = {name: self.topology.element.count(name) for name in self.species if name != "H" or len(self.species) == 1}
