@@ -1,0 +1,52 @@
+"""Operators that move: kernels written for one kind of processor, or only delivered as its machine code, run on any other.
+
+What it solves: given CUDA source, PTX or a bare cubin, launch its kernels on NumPy arrays or inside JAX, and make objects for
+other processors.  The way: every reader ends in one language for a single thread (`ir`).  A kernel is then *lifted*: traced with
+symbols for floats at small sizes, tiles, shared memory and shuffles dissolve, and what is left is a formula over whole arrays,
+
+    c[N i + j] = sum over k < K: a[K i + k] b[N k + j],
+
+from which new loops are made for the processor at hand.  Nobody believes a formula before it has been compared with the kernel at
+fresh sizes (`verify`).  A kernel that has no formula runs as it is written, 32 threads as vectors (SPMD); one that cannot is
+refused with the reason.
+
+    >>> import numpy as np
+    >>> module = gewu.ops.load("examples/operators.cu")  # doctest: +SKIP
+    >>> module["saxpy"][4, 256](x, y, 2.0, 1000)  # doctest: +SKIP
+
+Symbols: `p3` the value of argument 3, `bx by bz` the block, `gx gy gz` the grid; `a3` the array that is argument 3.
+
+Order to read in:
+    ir                   the common language of one thread;  sizes, tensor: that of whole arrays
+    ptx, cubin, sass*, cuda, triton   readers;  clean: what has no effect goes;  interp: what it all means
+    trace, algebra, template, affine, symbolise, plan, lift   from traces to a formula;  recognise: what compilers spelt out
+    extent, draws, verify            belief
+    rewrite, stage, nest, lower, vmath, emit   from a formula to loops;  llvm: machine code for many processors;  tune
+    shape, spmd*         the kernel as it is written, in vectors
+    arguments, launch, route, cache, serial    a launch from Python
+    aot, ffi, jaxform    objects with a C header; JAX
+    engine, figures      `gewu run kernel.cu`
+    library              operators of our own, by the same emitters
+
+Limits: no texture, no cooperative launch over a whole grid, no dynamic parallelism, no calls through pointers; see
+`docs/tutorials/migrate.md`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gewu.ops.launch import Module as Module
+    from gewu.ops.launch import Operator as Operator
+    from gewu.ops.launch import load as load
+
+__all__ = ["Module", "Operator", "load"]
+
+
+def __getattr__(name: str) -> Any:  # a reader or a cross compiler alone must not load all the rest
+    if name in __all__:
+        from gewu.ops import launch
+
+        return getattr(launch, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,365 @@
+"""Index maps from numbers: the offsets in a common formula become sums of strides times digits.
+
+Outputs in the order of their places, and terms of a reduction in the order of what they read, are counted in a mixed radix
+whose digits are found greedily: as long as every column of offsets goes on linearly, the digit goes on.  Each digit is a loop.
+Terms that some outputs lack (padding, triangular sums, ragged ends) become conditions: inequalities in one or two digits, or a
+bound on an index.
+
+What is found holds for the sizes of this run and is numbers only; `symbolise` makes sizes of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gewu.ops import tensor
+from gewu.ops.ir import WIDTH
+from gewu.ops.sizes import Affine, Size
+from gewu.ops.template import ABSENT, NotLifted, Term
+from gewu.ops.tensor import Assign, Expression
+
+Longs = NDArray[np.int64]
+Digits = list[tuple[int, Longs]]
+_SLOPES = (1, 2, 3, 4, -1, -2, -3, -4)
+
+
+def digits_of(rows: Longs) -> Digits | None:
+    """Count rows in a mixed radix in which all columns are linear.
+
+    Args:
+        rows: (n, columns).
+
+    Returns:
+        (radix, strides of the columns), fast digit first, or None if there is none.
+    """
+    count = len(rows)
+    delta = rows - rows[0]
+    found: Digits = []
+    step = 1
+    while step < count:
+        stride = delta[step]
+        line = delta[::step]
+        good = (line == np.arange(len(line))[:, None] * stride).all(axis=1)
+        radix = int(good.argmin()) if not good.all() else len(line)
+        if radix < 2 or count % (radix * step):
+            radix = next((r for r in range(radix, 1, -1) if count % (r * step) == 0), 0)
+            if not radix:
+                return None
+        found.append((radix, stride))
+        step *= radix
+    place, total = np.arange(count), np.zeros_like(delta)
+    for radix, stride in found:
+        total += (place % radix)[:, None] * stride
+        place = place // radix
+    return found if (total == delta).all() else None
+
+
+class Leaf:
+    """A load or an index of the formula, with the reductions around it."""
+
+    def __init__(self, term: Term, axes: tuple[Term, ...]) -> None:
+        self.term, self.axes = term, axes
+        self.valid = term.values >= 0 if term.kind == "load" else _mask(term.values.shape, axes)
+
+
+def _mask(shape: tuple[int, ...], axes: tuple[Term, ...]) -> NDArray[np.bool_]:
+    mask = np.ones(shape, np.bool_)
+    for depth, reduce in enumerate(axes):
+        mask &= reduce.present.reshape(shape[: depth + 2] + (1,) * (len(shape) - depth - 2))
+    return mask
+
+
+def leaves_of(root: Term) -> list[Leaf]:
+    """Return all loads and indices with the reductions around them."""
+    found: list[Leaf] = []
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+
+    def walk(term: Term, axes: tuple[Term, ...]) -> None:
+        key = (id(term), tuple(map(id, axes)))
+        if key in seen:
+            return
+        seen.add(key)
+        if term.kind in ("load", "index"):
+            found.append(Leaf(term, axes))
+        inner = (*axes, term) if term.kind == "reduce" else axes
+        for child in term.children:
+            walk(child, inner)
+
+    walk(root, ())
+    return found
+
+
+class Fit:
+    """The assignment that a group of outputs makes."""
+
+    def __init__(self, number: int, buffer: int, type_: str, places: Longs, root: Term) -> None:
+        self.number, self.buffer, self.type, self.root = number, buffer, type_, root
+        self.places = places // (WIDTH[type_] // 8)
+        self.leaves = leaves_of(root)
+        self.inner = self._inner_digits()
+        self.first = [leaf.term.values.reshape(len(places), -1)[:, 0] for leaf in self.leaves]
+        self._outer_digits()
+
+    def _candidates(self) -> Iterator[NDArray[np.bool_]]:
+        """Yield sets of outputs whose first terms may be alike: those that have a first term, then those that lack none."""
+        count = len(self.places)
+        has = [leaf.valid.reshape(count, -1) for leaf in self.leaves]
+        whole = np.logical_and.reduce([h.all(axis=1) for h in has]) if has else np.ones(count, np.bool_)
+        some = np.logical_and.reduce([h[:, 0] for h in has]) if has else whole
+        yield some
+        if not (whole == some).all():
+            yield whole
+
+    def _outer_digits(self) -> None:
+        for chosen in self._candidates():
+            if chosen.any() and self._try_outer(chosen):
+                return
+        raise NotLifted("the places read and written follow no index that gewu recognises")
+
+    def _try_outer(self, chosen: NDArray[np.bool_]) -> bool:
+        rows = np.stack([self.places, *self.first], axis=1)
+        some = rows[chosen]
+        digits = digits_of(some)
+        if digits is None or any(stride[0] <= 0 for _, stride in digits):
+            return False
+        digits.sort(key=lambda d: -int(d[1][0]))
+        extents, coordinate = self._decode(digits, bool(chosen.all()))
+        if int(np.prod(extents)) != len(self.places):
+            return False
+        origin = coordinate[chosen][0]
+        self.extents, self.coordinate = extents, coordinate
+        self.strides = np.array([stride for _, stride in digits], np.int64).reshape(len(digits), rows.shape[1])
+        self.base = some[0] - origin @ self.strides
+        predicted = self.base + coordinate @ self.strides
+        return bool((predicted[chosen] == some).all() and (predicted[:, 0] == self.places).all())
+
+    def _decode(self, digits: Digits, complete: bool) -> tuple[list[int], Longs]:
+        relative = self.places - self.places.min()
+        columns, extents = [], []
+        for place, (radix, stride) in enumerate(digits):
+            step = int(stride[0])
+            column = relative // step
+            if place:
+                column = column % max(1, int(digits[place - 1][1][0]) // step)
+            columns.append(column)
+            extents.append(radix if complete else int(column.max()) + 1)
+        return extents, np.stack(columns, axis=1) if columns else np.zeros((len(relative), 0), np.int64)
+
+    def _inner_digits(self) -> dict[str, tuple[list[int], list[Longs], list[int]]]:
+        """Return for each reduction its radices (slow first), the strides of each leaf below it, and which leaves these are."""
+        found: dict[str, tuple[list[int], list[Longs], list[int]]] = {}
+        for reduce in {id(axis): axis for leaf in self.leaves for axis in leaf.axes}.values():
+            below = [i for i, leaf in enumerate(self.leaves) if reduce in leaf.axes]
+            rows = self._along(reduce, below)
+            digits = digits_of(rows)
+            if digits is None:
+                raise NotLifted("the terms of a sum follow no index that gewu recognises")
+            digits.reverse()
+            found[reduce.axis] = ([r for r, _ in digits], [s for _, s in digits], below)
+        return found
+
+    def _along(self, reduce: Term, below: list[int]) -> Longs:
+        """Return the offsets of the leaves along a reduction, in a lane that lacks no term of it."""
+        columns = []
+        lanes: NDArray[np.bool_] | None = None
+        for i in below:
+            leaf = self.leaves[i]
+            depth = leaf.axes.index(reduce) + 1
+            values = np.moveaxis(leaf.term.values, depth, -1)
+            valid = np.moveaxis(leaf.valid, depth, -1)
+            pick = (slice(None),) + (0,) * (values.ndim - 2)
+            columns.append(values[pick])
+            lanes = valid[pick].all(axis=1) if lanes is None else lanes & valid[pick].all(axis=1)
+        assert lanes is not None
+        if not lanes.any():
+            raise NotLifted("no output has all terms of its sum")
+        return np.stack([c[int(lanes.argmax())] for c in columns], axis=1)
+
+    def assign(self) -> Assign:
+        """Return the assignment, with constant sizes."""
+        self.names = [f"i{self.number}_{d}" for d in range(len(self.extents))]
+        self._built: dict[int, Expression] = {}
+        value = self._build(self.root, ())
+        unit = self.strides[:, 0] if len(self.names) else np.zeros(0, np.int64)
+        index = _affine(self.names, unit, int(self.base[0]))
+        axes = tuple((n, Size.of(e)) for n, e in zip(self.names, self.extents, strict=True))
+        return Assign(self.buffer, self.type, axes, index, value)
+
+    def _build(self, term: Term, axes: tuple[Term, ...]) -> Expression:
+        if id(term) not in self._built:
+            self._built[id(term)] = self._make(term, axes)
+        return self._built[id(term)]
+
+    def _make(self, term: Term, axes: tuple[Term, ...]) -> Expression:
+        if term.kind == "const":
+            return tensor.Constant(term.type, term.number)
+        if term.kind == "scalar":
+            return tensor.Scalar(term.number, term.type)
+        if term.kind == "load":
+            place = next(i for i, leaf in enumerate(self.leaves) if leaf.term is term)
+            index = self._index(place, WIDTH[term.type] // 8)
+            return tensor.Load(term.number, term.type, index, self._padding(place))
+        if term.kind == "index":
+            place = next(i for i, leaf in enumerate(self.leaves) if leaf.term is term)
+            return tensor.Index(term.type, self._index(place, 1))
+        if term.kind == "gather":
+            size = WIDTH[term.type] // 8
+            place = self._build(term.children[0], axes)
+            if size > 1:
+                place = tensor.Apply("div", "s64", (place, tensor.Constant("s64", size)))
+            return tensor.Gather(term.number, term.type, place)
+        inner = (*axes, term) if term.kind == "reduce" else axes
+        children = tuple(self._build(child, inner) for child in term.children)
+        if term.kind == "reduce":
+            if term.axis not in self.inner:
+                raise NotLifted("a sum of equal terms")
+            radices, _, below = self.inner[term.axis]
+            names = self._axis_names(term)
+            where = self._ragged(term, len(axes), below) if not term.present.all() else ()
+            sized = tuple((n, Size.of(r)) for n, r in zip(names, radices, strict=True))
+            return tensor.Reduce(term.op, term.type, sized, children[0], where)
+        return tensor.Apply(term.op, term.type, children, term.mods)
+
+    def _axis_names(self, reduce: Term) -> list[str]:
+        return [f"{reduce.axis}_{self.number}_{d}" for d in range(len(self.inner[reduce.axis][0]))]
+
+    def _index(self, place: int, unit: int) -> Affine:
+        leaf = self.leaves[place]
+        names, strides = list(self.names), list(self.strides[:, place + 1]) if self.names else []
+        for reduce in leaf.axes:
+            _, steps, below = self.inner[reduce.axis]
+            names += self._axis_names(reduce)
+            strides += [step[below.index(place)] for step in steps]
+        numbers = np.array([*strides, self.base[place + 1]], np.int64)
+        if (numbers % unit).any():
+            raise NotLifted("an array is read at a place that is no whole element")
+        return _affine(names, numbers[:-1] // unit, int(numbers[-1]) // unit)
+
+    def _predicted(self, place: int, axes: Sequence[Term]) -> Longs:
+        """Return the offsets of a leaf that its index gives, over (outputs, radices of `axes` ...), flattened to (n, k, ...)."""
+        total = self.base[place + 1] + self.coordinate @ self.strides[:, place + 1]
+        for reduce in axes:
+            radices, steps, below = self.inner[reduce.axis]
+            grid = np.zeros(1, np.int64)
+            for radix, step in zip(radices, steps, strict=True):
+                stride = int(step[below.index(place)]) if place in below else 0
+                grid = (grid[:, None] + np.arange(radix) * stride).reshape(-1)
+            total = total[..., None] + grid
+        return total
+
+    def _ragged(self, reduce: Term, depth: int, below: list[int]) -> tuple[Affine, ...]:
+        """Return the conditions under which an output has a term: found by looking which predicted terms are there."""
+        present = reduce.present
+        if depth:
+            flat = present.reshape(-1, present.shape[-1])
+            if not (present == present[(slice(None),) + (slice(0, 1),) * depth]).all():
+                raise NotLifted("an inner sum whose terms depend on the outer one")
+            present = flat.reshape(present.shape)[(slice(None),) + (0,) * depth]
+        predicted = np.zeros(present.shape, np.int64)
+        actual = np.zeros(present.shape, np.int64)
+        for salt, place in enumerate(below):
+            leaf = self.leaves[place]
+            at = leaf.axes.index(reduce) + 1
+            values = np.moveaxis(leaf.term.values, at, -1)[(slice(None),) + (0,) * (leaf.term.values.ndim - 2)]
+            weight = 1_000_003 ** (salt + 1)
+            actual += values * weight
+            predicted += self._predicted(place, [reduce]) * weight
+        lane = np.arange(len(present))[:, None] * (1 << 50)
+        there = np.isin(predicted + lane, (actual + lane)[present])
+        if not (there.sum(axis=1) == present.sum(axis=1)).all():
+            raise NotLifted("the terms that an output lacks follow no index")
+        radices = self.inner[reduce.axis][0]
+        bounds = [(self._index(i, 1), self._predicted(i, [reduce]).reshape(-1)) for i in below if len(self.leaves[i].axes) == 1]
+        return self._conditions(there, self.names + self._axis_names(reduce), self.extents + radices, bounds)
+
+    def _padding(self, place: int) -> tuple[Affine, ...]:
+        leaf = self.leaves[place]
+        zero = leaf.term.values < ABSENT
+        if not zero.any():
+            return ()
+        names, extents = list(self.names), list(self.extents)
+        for reduce in leaf.axes:
+            names += self._axis_names(reduce)
+            extents += self.inner[reduce.axis][0]
+        predicted = self._predicted(place, leaf.axes)
+        if not (predicted.reshape(zero.shape)[leaf.valid] == leaf.term.values[leaf.valid]).all():
+            raise NotLifted("padding that follows no index")
+        return self._conditions(~zero, names, extents, [(self._index(place, 1), predicted.reshape(-1))])
+
+    def _conditions(self, there: NDArray[np.bool_], names: list[str], extents: list[int], bounds: Any) -> tuple[Affine, ...]:
+        """Return inequalities that hold exactly where `there` does; lanes come in the order of places, so digits are decoded."""
+        count = len(self.extents)
+        tensor_ = np.zeros(extents, np.bool_)
+        rest = int(np.prod(extents[count:]))
+        flat = np.ravel_multi_index(tuple(self.coordinate.T), tuple(self.extents)) if count else np.zeros(1, np.int64)
+        tensor_.reshape(-1, rest)[flat] = there.reshape(len(flat), rest)
+        found: list[Affine] = []
+        left = np.ones_like(tensor_)
+        grids = np.indices(extents, sparse=True)
+        for constraint in _searches(tensor_, names, grids):
+            holds = constraint[1]
+            if (left & ~holds).any():
+                found.append(constraint[0])
+                left = left & holds
+            if (left == tensor_).all():
+                return tuple(found)
+        for index, predicted in bounds:
+            values = np.zeros_like(tensor_, np.int64)
+            values.reshape(-1, rest)[flat] = predicted.reshape(len(flat), rest)
+            low, high = int(values[tensor_].min()), int(values[tensor_].max())
+            axes, strides, offset = [n for n, _ in index.terms], [_number(s) for _, s in index.terms], _number(index.offset)
+            upper = _affine(axes, [-s for s in strides], high - offset)
+            for holds, affine in ((values <= high, upper), (values >= low, _affine(axes, strides, offset - low))):
+                if (left & ~holds).any():
+                    found.append(affine)
+                    left = left & holds
+            if (left == tensor_).all():
+                return tuple(found)
+        raise NotLifted("terms are left out by a rule that gewu does not recognise")
+
+
+def _number(size: Size) -> int:
+    value = size.constant
+    assert value is not None
+    return value
+
+
+def _affine(names: Sequence[str], strides: Sequence[Any], offset: int) -> Affine:
+    return Affine(tuple((n, Size.of(int(s))) for n, s in zip(names, strides, strict=True)), Size.of(offset))
+
+
+def _searches(there: NDArray[np.bool_], names: list[str], grids: Any) -> Iterator[tuple[Affine, NDArray[np.bool_]]]:
+    """Yield inequalities in one digit, then in two, that hold wherever `there` does and are as tight as can be."""
+    dims = range(there.ndim)
+    for d in dims:
+        line = there.any(axis=tuple(k for k in dims if k != d))
+        if line.any() and not line.all():
+            yield from _pair(there, [names[d]], [grids[d]], [1])
+    for a, b in itertools.combinations(dims, 2):
+        plane = there.any(axis=tuple(k for k in dims if k not in (a, b)))
+        if plane.all() or not plane.any():
+            continue
+        x, y = np.indices(plane.shape)
+        for p, q in itertools.product(_SLOPES[:4], _SLOPES):
+            if np.gcd(p, q) != 1:
+                continue
+            line = p * x + q * y
+            low, high = line[plane].min(), line[plane].max()
+            if (plane == ((line >= low) & (line <= high))).all():
+                yield from _pair(there, [names[a], names[b]], [grids[a], grids[b]], [p, q])
+                break
+
+
+def _pair(
+    there: NDArray[np.bool_], names: list[str], grids: Any, slopes: list[int]
+) -> Iterator[tuple[Affine, NDArray[np.bool_]]]:
+    line = sum(s * g for s, g in zip(slopes, grids, strict=True))
+    whole = np.broadcast_to(line, there.shape)
+    low, high = int(whole[there].min()), int(whole[there].max())
+    yield _affine(names, slopes, -low), whole >= low
+    yield _affine(names, [-s for s in slopes], high), whole <= high

@@ -1,0 +1,295 @@
+"""Algebra on a trace by numbers: which nodes are equal, which have the same shape, where a value comes from first.
+
+A trace of a kernel holds hundreds of thousands of nodes.  Instead of rewriting them one by one, every node is evaluated, all
+lanes of an instruction at once, at random points and in real arithmetic: exact reciprocals, exact roots.  Two nodes with equal
+values at two independent points are the same number (Schwartz and Zippel); so the Newton steps of a division collapse to a
+quotient, the butterfly of a warp to one sum, a product with zero padding to zero.  Operations that are no algebra (comparison,
+selection, bits, rounding to fewer bits) become smooth pseudo-random functions of their arguments: equal arguments give equal
+values, nothing else.
+
+A second evaluation in which all elements of one array look alike gives each node its shape: equal shapes are the same formula
+at other indices, whatever the order of the terms.
+
+Limits: points are drawn from a fixed seed, so a coincidence (1e-18 a pair) is not excluded but checked later: `verify` compares
+every lifted program with the interpreter.  Equality is of real numbers: what rounding adds on purpose (compensated sums) is
+lost, what rounding does on purpose (adding and subtracting 1.5 2^23) is kept.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gewu.ops.ir import FLOATS
+from gewu.ops.trace import Trace
+
+Reals = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+NOT_A_NODE = -1
+MAGIC = 2.0**22  # adding a constant of this size rounds to an integer: not algebra in float32
+_MINUS = -0.7548776662466927  # stands for minus where terms of one shape must not cancel
+_TOLERANCE = 1e-10
+_INFINITY = 1.3247179572447460
+_FAR = 1e18
+
+
+def _mix(*words: Any) -> float:
+    """Return a reproducible number in (0.6, 1.4) for a few words."""
+    state = np.uint64(1469598103934665603)
+    with np.errstate(over="ignore"):
+        for letter in repr(words).encode():
+            state = (state ^ np.uint64(letter)) * np.uint64(1099511628211)
+        state ^= state >> np.uint64(29)
+        state *= np.uint64(0xBF58476D1CE4E5B9)
+    return 0.6 + 0.8 * float(state >> np.uint64(11)) / 2.0**53
+
+
+def _scatter(values: NDArray[Any], salt: int) -> Reals:
+    """Return independent uniform numbers in (0.5, 1.5) for integers (splitmix64)."""
+    with np.errstate(over="ignore"):
+        z = values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt * 0x632BE59BD9B4E019 & (2**64 - 1))
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return 0.5 + (z >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+class Arena:
+    """The nodes of a trace, growable, with their values.
+
+    Attributes:
+        signatures: (operation, type, modifiers) by number.
+        signature, args, data: as in `Trace`.
+        exact: (2, n) values at two random points.
+        shape: (2, n) values in which all elements of an array are alike.
+        lead: (n, 2 buffers) what tells the terms of a sum apart: least and mean byte offset of each array below a node; a large
+            number where there is none.
+    """
+
+    def __init__(self, trace: Trace, buffers: list[int]) -> None:
+        self.signatures = list(trace.signatures)
+        count = len(trace.signature)
+        self.signature = np.array(trace.signature, np.int64)
+        self.args = np.array(trace.args, np.int64).reshape(count, 4)
+        self.data = np.array(trace.data, np.int64)
+        self.buffers = {buffer: column for column, buffer in enumerate(buffers)}
+        self._number = {signature: i for i, signature in enumerate(self.signatures)}
+        self._products: dict[tuple[int, ...], int] = {}
+        self.canonical = np.arange(count)
+
+    def number(self, op: str, type_: str, mods: tuple[str, ...] = ()) -> int:
+        """Return the number of a signature, new or known."""
+        key = (op, type_, mods)
+        if key not in self._number:
+            self._number[key] = len(self.signatures)
+            self.signatures.append(key)
+        return self._number[key]
+
+    def batches(self) -> list[tuple[int, int]]:
+        """Return ranges of nodes, in order, none of which uses another of its range."""
+        newest = self.args.max(axis=1)
+        change = np.flatnonzero(np.diff(self.signature)) + 1
+        edges = [0, *change.tolist(), len(self.signature)]
+        found = []
+        for start, stop in pairwise(edges):
+            while start < stop:
+                inside = newest[start:stop] >= start
+                end = start + int(inside.argmax()) if inside.any() else stop
+                found.append((start, end))
+                start = end
+        return found
+
+    def evaluate(self) -> None:
+        """Compute `exact`, then merge equal nodes into `canonical`, then compute `shape` and `lead` on what is left."""
+        self._ranges = self.batches()
+        self.exact = self._values(False)
+        self._merge()
+        self.args = np.where(self.args >= 0, self.canonical[self.args], self.args)
+        self.shape = self._values(True)
+        self.lead = self._leads()
+
+    def _values(self, alike: bool) -> Reals:
+        values = np.zeros((2, len(self.signature)))
+        with np.errstate(all="ignore"):
+            for start, stop in self._ranges:
+                signature = self.signatures[self.signature[start]]
+                for sample in (0, 1):
+                    values[sample, start:stop] = self._batch(signature, start, stop, values[sample], sample, alike)
+        return np.nan_to_num(values, nan=_INFINITY, posinf=_INFINITY, neginf=-_INFINITY)
+
+    def _batch(self, signature: Any, start: int, stop: int, values: Reals, sample: int, alike: bool) -> Any:
+        op, type_, mods = signature
+        args, data = self.args[start:stop], self.data[start:stop]
+        if op == "load":
+            return _mix(op, mods, type_, sample) if alike else _scatter(data * 64 + int(mods[0]), 7 + sample)
+        if op == "scalar":
+            return _scatter(data, 100 + sample)
+        if op == "const":
+            number = self.constant(np.arange(start, stop))
+            return np.where(np.isfinite(number), number, _INFINITY * np.sign(number))
+        v = [values[args[:, k]] for k in range(4) if args[0, k] >= 0]
+        big = type_ == "f32" and any(self._has_magic(args[:, k]) for k in range(len(v)))
+        if not big and not {"rm", "rp", "rz", "sat"} & set(mods):
+            known = _real(op, type_, mods, v, _MINUS if alike else -1.0)
+            if known is not None:
+                return known
+        if op in ("max", "min") and type_ != "pred":
+            return np.logaddexp(v[0], v[1]) if op == "max" else -np.logaddexp(-v[0], -v[1])
+        phase = sum(_mix(op, type_, mods, k, sample) * x for k, x in enumerate(v))
+        return 1.0 + 0.4 * np.sin(3.0 * phase + _mix(op, type_, mods, sample))
+
+    def _has_magic(self, nodes: Ids) -> bool:
+        if self.signatures[self.signature[nodes[0]]][0] != "const":
+            return False
+        return bool(np.abs(self.constant(nodes[:1])[0]) >= MAGIC)
+
+    def constant(self, nodes: Ids) -> Reals:
+        """Return constant nodes as numbers: float32 or float64 by width when that looks like one, else the integer.
+
+        Integers below 2^23 are denormal numbers in float32: taken as integers.
+        """
+        bits = self.data[nodes].astype(np.uint64)
+        wide = np.array([self.signatures[s][1] in ("b64", "f64") for s in self.signature[nodes]])
+        single = bits.astype(np.uint32).view(np.float32).astype(np.float64)
+        double = bits.view(np.float64)
+        signed = np.where(wide, bits.view(np.int64), bits.astype(np.uint32).view(np.int32).astype(np.int64)).astype(np.float64)
+        floating = np.where(wide, double, single)
+        exponent = np.where(wide, (bits >> np.uint64(52)) & np.uint64(0x7FF), ((bits >> np.uint64(23)) & np.uint64(0xFF)))
+        low, high = np.where(wide, 1023 - 200, 127 - 100), np.where(wide, 1023 + 200, 127 + 100)
+        special = np.isinf(floating) | ((exponent > low) & (exponent < high))
+        return np.where(special, floating, signed)
+
+    def _merge(self) -> None:
+        """Find the first node of each value; types and leaves keep apart what only looks equal."""
+        count = len(self.signature)
+        kind = np.array([_class_of(*signature) for signature in self.signatures], np.int64)[self.signature]
+        zero = self._zeros()
+        order = np.lexsort((self.exact[0], kind))
+        v, k = self.exact[0][order], kind[order]
+        fresh = np.r_[True, (np.diff(k) != 0) | (np.abs(np.diff(v)) > _TOLERANCE * (np.abs(v[1:]) + 1e-9))]
+        group = np.empty(count, np.int64)
+        group[order] = np.cumsum(fresh)
+        order = np.lexsort((self.exact[1], group))
+        v, k = self.exact[1][order], group[order]
+        fresh = np.r_[True, (np.diff(k) != 0) | (np.abs(np.diff(v)) > _TOLERANCE * (np.abs(v[1:]) + 1e-9))]
+        label = np.cumsum(fresh) - 1
+        first = np.full(label[-1] + 1 if count else 0, count)
+        np.minimum.at(first, label, order)
+        self.canonical = np.empty(count, np.int64)
+        self.canonical[order] = first[label]
+        self.zero = zero
+
+    def _zeros(self) -> NDArray[np.bool_]:
+        sums = np.array([s[0] in ("add", "sub", "fma", "mul") and s[1] in FLOATS for s in self.signatures])[self.signature]
+        a = np.abs(self.exact[:, np.maximum(self.args, 0)]).max(axis=2)
+        zero = sums & (np.abs(self.exact) <= 1e-13 * a).all(axis=0)
+        constant = np.array([s[0] == "const" for s in self.signatures])[self.signature]
+        bits = self.data.astype(np.uint64)
+        return zero | (constant & ((bits == 0) | (bits == 0x80000000) | (bits == 1 << 63)))
+
+    def _leads(self) -> Reals:
+        lead = np.full((len(self.signature), 2 * max(1, len(self.buffers))), _FAR)
+        for start, stop in self._ranges:
+            op, _, mods = self.signatures[self.signature[start]]
+            if op == "load":
+                lead[start:stop, self.buffers[int(mods[0])]] = self.data[start:stop]
+                lead[start:stop, len(self.buffers) + self.buffers[int(mods[0])]] = self.data[start:stop]
+            else:
+                lead[start:stop] = self._lead_of(lead, [self.args[start:stop, k] for k in range(4) if self.args[start, k] >= 0])
+        return lead
+
+    def _lead_of(self, lead: Reals, columns: Any) -> Any:
+        if not len(columns):
+            return _FAR
+        half = lead.shape[1] // 2
+        parts = np.stack([lead[column] for column in columns])
+        there = parts[:, :, half:] < _FAR
+        mean = np.where(there, parts[:, :, half:], 0.0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
+        return np.concatenate([parts[:, :, :half].min(axis=0), np.where(there.any(axis=0), mean.round(6), _FAR)], axis=1)
+
+    def extend(self, op: str, type_: str, mods: tuple[str, ...], columns: list[Ids]) -> Ids:
+        """Return nodes that apply an operation to columns of nodes; equal ones are made once."""
+        number = self.number(op, type_, mods)
+        rows, inverse = np.unique(np.stack(columns), axis=1, return_inverse=True)
+        made = np.empty(rows.shape[1], np.int64)
+        missing = []
+        for place, row in enumerate(rows.T.tolist()):
+            key = (number, *row)
+            if key in self._products:
+                made[place] = self._products[key]
+            else:
+                made[place] = self._products[key] = len(self.signature) + len(missing)
+                missing.append(place)
+        if missing:
+            self._append(number, rows[:, missing])
+        return made[np.reshape(inverse, -1)]
+
+    def add_constant(self, type_: str, bits: int) -> int:
+        """Return the node of a constant, new or made before."""
+        number = self.number("const", type_)
+        if (number, bits) not in self._products:
+            self._products[number, bits] = len(self.signature)
+            self._append(number, np.zeros((0, 1), np.int64), bits)
+        return self._products[number, bits]
+
+    def _append(self, number: int, rows: Ids, bits: int = 0) -> None:
+        start, extra = len(self.signature), rows.shape[1]
+        args = np.full((extra, 4), NOT_A_NODE)
+        args[:, : rows.shape[0]] = rows.T
+        self.signature = np.r_[self.signature, np.full(extra, number)]
+        self.args = np.r_[self.args, args]
+        self.data = np.r_[self.data, np.full(extra, bits)]
+        self.canonical = np.r_[self.canonical, np.arange(start, start + extra)]
+        signature = self.signatures[number]
+        for name, alike in (("exact", False), ("shape", True)):
+            old = getattr(self, name)
+            new = np.stack(
+                [np.broadcast_to(self._batch(signature, start, start + extra, old[s], s, alike), extra) for s in (0, 1)]
+            )
+            setattr(self, name, np.concatenate([old, new], axis=1))
+        lead = np.broadcast_to(self._lead_of(self.lead, rows), (extra, self.lead.shape[1]))
+        self.lead = np.concatenate([self.lead, lead])
+        zero = (np.abs(self.exact[:, start:]) == 0).all(axis=0)
+        self.zero = np.r_[self.zero, zero]
+
+
+def _class_of(op: str, type_: str, mods: tuple[str, ...]) -> int:
+    """Return a class such that only nodes of one class may be merged: results of one width and nature."""
+    result = "pred" if op == "setp" else type_
+    if op == "mulwide":
+        result = {"s32": "s64", "u32": "u64"}.get(type_, "s32")
+    if op in ("load", "gather", "scalar"):
+        result = {"f32": "b32", "f64": "b64", "f16": "b16", "bf16": "b16"}.get(type_, type_)
+    wide = {"pred": 0, "f16": 1, "bf16": 2, "f16x2": 3, "bf16x2": 4, "f64": 5, "s64": 5, "u64": 5, "b64": 5}
+    return wide.get(result, 6 + ("16" in result) + 2 * ("8" in result))
+
+
+def _real(op: str, type_: str, mods: tuple[str, ...], v: list[Reals], minus: float) -> Reals | None:
+    """Return an operation in real arithmetic, or None where it is no algebra."""
+    if op in ("add", "sub", "mul", "fma", "neg"):
+        if op == "neg":
+            return minus * v[0]
+        if op == "fma":
+            return v[0] * v[1] + v[2]
+        return v[0] + v[1] if op == "add" else v[0] + minus * v[1] if op == "sub" else v[0] * v[1]
+    if op == "mulwide":
+        return v[0] * v[1]
+    if op == "cvt":
+        source, wide = mods[0], {"f16": 1, "bf16": 1, "f32": 2, "f64": 3}
+        rounding = {"rni", "rzi", "rmi", "rpi", "sat"} & set(mods)
+        if source in wide and type_ in wide and wide[type_] >= wide[source] and source != type_ and not rounding:
+            return 1.0 * v[0]
+        return None
+    if type_ not in ("f32", "f64"):
+        return None
+    if op in ("exp", "ex2"):
+        return np.exp(np.clip(v[0] * (np.log(2.0) if op == "ex2" else 1.0), -600, 600))
+    if op in ("div", "rcp"):
+        return v[0] / v[1] if op == "div" else 1.0 / v[0]
+    if op in ("sqrt", "rsqrt"):
+        return np.sqrt(np.abs(v[0])) if op == "sqrt" else 1.0 / np.sqrt(np.abs(v[0]))
+    return None

@@ -1,0 +1,234 @@
+"""Lifting: from a kernel to what it computes.
+
+    launches -> traces -> equal values merged -> one formula for all outputs -> index maps -> sizes -> Program
+
+The kernel is run on a few blocks with small sizes (`plan`), integers as they are and floats as symbols (`interp.trace`).  Each
+element written is then an expression of array elements, a tree of thousands of nodes in which tiles, shared memory, shuffles
+and unrolled loops have left no mark but order.  `algebra` finds out which nodes are equal, `template` finds the formula that
+all outputs share, `affine` the index maps, `symbolise` the sizes, by comparing three runs.
+
+The result holds for the launches that `Lifted.covers` accepts, and is a conjecture until `verify` has compared it with the
+interpreter at other sizes.  Not lifted: control flow, shared addresses and write addresses that depend on data; arrays that are
+read at other places than they are written; formulas whose indices are not sums of digits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gewu.core.errors import InputError
+from gewu.ops import tensor
+from gewu.ops.affine import Fit
+from gewu.ops.algebra import Arena
+from gewu.ops.formula import formula
+from gewu.ops.interp import trace
+from gewu.ops.ir import WIDTH, Kernel
+from gewu.ops.plan import AXES, Plan, integers, plans
+from gewu.ops.recognise import recognise
+from gewu.ops.rename import renamed
+from gewu.ops.sizes import Size
+from gewu.ops.symbolise import Sizes, merge
+from gewu.ops.template import Lanes, Mixed, NotLifted, Unifier
+from gewu.ops.tensor import Assign, Program
+from gewu.ops.trace import DataDependent, SymbolicBuffer, Trace
+
+__all__ = ["Lifted", "NotLifted", "lift"]
+
+MOST_GROUPS = 16
+STEPS = 200_000
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Lifted:
+    """A kernel as a program over whole arrays, and the launches it stands for.
+
+    Attributes:
+        program: what it computes.
+        pinned: integer arguments that must have these values.
+        rule: how the grid follows from the sizes; a name `gx` alone means that any will do.
+        block: the block it was found with.
+        types: dtypes of the array arguments by number.
+    """
+
+    program: Program
+    pinned: Mapping[int, int]
+    rule: tuple[Size, Size, Size]
+    block: Shape
+    types: Mapping[int, str]
+
+    @property
+    def formula(self) -> str:
+        """The program in readable notation."""
+        return formula(self.program)
+
+    def launch(self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any]) -> dict[str, int]:
+        """Return the integers of a launch by name."""
+        named = {f"p{i}": v for i, v in integers(args).items()}
+        return (
+            named | {f"g{a}": int(g) for a, g in zip(AXES, grid, strict=True)} | dict(zip(("bx", "by", "bz"), block, strict=True))
+        )
+
+    def grid(self, args: Sequence[Any], like: Sequence[int]) -> Shape:
+        """Return the grid that the rule gives for arguments; where any will do, that of `like`."""
+        launch = self.launch(like, self.block, args)
+        x, y, z = (rule.value(launch) for rule in self.rule)
+        return x, y, z
+
+    def covers(self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any]) -> bool:
+        """Tell whether a launch is one that the program stands for."""
+        values = integers(args)
+        if tuple(block) != self.block or any(values.get(i) != v for i, v in self.pinned.items()):
+            return False
+        if any(v <= 0 for i, v in values.items() if i not in self.pinned):
+            return False
+        if any(np.asarray(args[i]).dtype.name != name for i, name in self.types.items()):
+            return False
+        return self.grid(args, grid) == tuple(grid)
+
+
+def lift(
+    kernel: Kernel, grid: Shape, block: Shape, args: Sequence[Any], *, shared: int = 0, budget_s: float = 6.0, skip: int = 0
+) -> Lifted:
+    """Find the program that a kernel computes.
+
+    Args:
+        kernel: in the common language.
+        grid, block: of a real launch.
+        args: of that launch: arrays, and NumPy scalars of the size of their parameters.
+        shared: bytes of dynamic shared memory.
+        budget_s: give up after so many seconds.
+        skip: leave out so many of the readings that work, because they were refuted.
+
+    Raises:
+        NotLifted: says why not.
+    """
+    begin = time.perf_counter()
+    reason: Exception | None = None
+    for plan in plans(grid, block, args):
+        if time.perf_counter() - begin > budget_s:
+            break
+        try:
+            program = _program(kernel, plan, block, args, shared)
+        except DataDependent as error:
+            raise NotLifted(error.message, key=error.key, value=error.value) from error
+        except (NotLifted, InputError) as error:
+            reason = reason or error
+            continue
+        if skip:
+            skip -= 1
+            continue
+        types = {i: a.dtype.name for i, a in enumerate(args) if isinstance(a, np.ndarray)}
+        return Lifted(program, plan.pinned, plan.grid, block, types)
+    raise reason if isinstance(reason, NotLifted) else NotLifted(str(reason or "no reading of the launch fits"))
+
+
+def _program(kernel: Kernel, plan: Plan, block: Shape, args: Sequence[Any], shared: int) -> Program:
+    programs = []
+    for sizes in plan.sizes:
+        run = [_argument(i, a, sizes) for i, a in enumerate(args)]
+        x, y, z = (sizes[f"g{axis}"] for axis in AXES)
+        programs.append(concrete(kernel, trace(kernel, (x, y, z), block, run, shared=shared, limit=STEPS), args))
+    program = renamed(merge(programs, Sizes(plan.sizes, plan.names)))
+    _check_in_place(program)
+    return program
+
+
+def _argument(number: int, value: Any, sizes: Mapping[str, int]) -> Any:
+    if isinstance(value, np.ndarray):
+        return SymbolicBuffer(value.dtype)
+    if isinstance(value, np.integer):
+        return value.dtype.type(sizes.get(f"p{number}", int(value)))
+    return value
+
+
+def concrete(kernel: Kernel, found: Trace, args: Sequence[Any]) -> Program:
+    """Return the program that one trace shows, for its own sizes.
+
+    Raises:
+        NotLifted: the trace shows no program.
+    """
+    if found.hazards:
+        raise NotLifted(found.hazards[0])
+    arena = Arena(found, [i for i, a in enumerate(args) if isinstance(a, np.ndarray)])
+    recognise(arena, found)
+    arena.evaluate()
+    assigns: list[Assign] = []
+    for (buffer, size), (offsets, nodes, _) in sorted(found.stores.items()):
+        type_ = _element(args[buffer], size)
+        for group in _groups(arena, nodes, offsets, type_):
+            root, chosen = group
+            assigns.append(Fit(len(assigns), buffer, type_, offsets[chosen], root).assign())
+    if not assigns:
+        raise NotLifted("nothing is written")
+    return Program(kernel.name, tuple(assigns))
+
+
+def _element(array: Any, size: int) -> str:
+    names = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
+    name = names.get(array.dtype.name, "")
+    return name if name and array.dtype.itemsize == size else f"b{8 * size}"
+
+
+def _groups(arena: Arena, nodes: Any, offsets: Any, type_: str) -> list[tuple[Any, Any]]:
+    """Return the formulas of an array and the outputs that follow each: one for all if there is one."""
+    everything = np.arange(len(nodes))
+    try:
+        return [(Unifier(arena).unify(nodes, Lanes((len(nodes),)), type_), everything)]
+    except Mixed as error:
+        shape = arena.shape[:, arena.canonical[nodes]].round(9)
+        _, label = np.unique(shape, axis=1, return_inverse=True)
+        label = np.reshape(label, -1)
+        if label.max() + 1 > MOST_GROUPS or label.max() == 0:
+            raise
+        first = [int(np.flatnonzero(label == n)[0]) for n in range(label.max() + 1)]
+        groups = [np.flatnonzero(label == label[f]) for f in sorted(first)]
+        try:
+            return [(Unifier(arena).unify(nodes[g], Lanes((len(g),)), type_), g) for g in groups]
+        except Mixed:
+            raise error from None
+
+
+def _check_in_place(program: Program) -> None:
+    """Refuse programs that read an array at other places than they write it."""
+    written = {assign.buffer: assign for assign in program.assigns}
+    for assign in program.assigns:
+        for load in loads(assign.value):
+            target = written.get(load.buffer)
+            if target is None:
+                continue
+            same = isinstance(load, tensor.Load) and not load.where and WIDTH[load.type] == WIDTH[target.type]
+            if not same or load.index != _renamed(target, assign):  # type: ignore[union-attr]
+                raise NotLifted("an array is written and also read at other places", value=f"argument {load.buffer}")
+
+
+def _renamed(target: Assign, assign: Assign) -> Any:
+    """Return where `target` writes, in the loop variables of `assign`."""
+    if [s for _, s in target.axes] != [s for _, s in assign.axes]:
+        return None
+    names = {a: b for (a, _), (b, _) in zip(target.axes, assign.axes, strict=True)}
+    return type(target.index)(tuple((names[n], s) for n, s in target.index.terms), target.index.offset)
+
+
+def loads(expression: tensor.Expression) -> list[tensor.Load | tensor.Gather]:
+    """Return all array elements that an expression reads, each once."""
+    found: list[tensor.Load | tensor.Gather] = []
+    stack, seen = [expression], set()
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, tensor.Load | tensor.Gather):
+            found.append(node)
+        if isinstance(node, tensor.Gather):
+            stack.append(node.place)
+        stack.extend(getattr(node, "args", ()))
+        if isinstance(node, tensor.Reduce):
+            stack.append(node.body)
+    return found

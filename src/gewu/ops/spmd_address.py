@@ -1,0 +1,222 @@
+"""Where the threads of a vector access memory: addresses of each state space as pointers, and what is known of their pattern."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gewu.ops import ir, spmd_ops
+from gewu.ops.shape import VARYING, Shape
+from gewu.ops.spmd_emit import BITS, Builder, Val, integer
+from gewu.ops.spmd_flow import Op
+from gewu.ops.spmd_report import CHECK, data_text, report
+
+if TYPE_CHECKING:
+    from gewu.ops.spmd_region import Region
+
+LARGE = 1500
+"""Instructions from which on a kernel is compiled without tests for contiguous addresses."""
+
+
+def element(kind: str) -> str:
+    """Return the LLVM type of an element in memory."""
+    return "i16" if kind in ("f16", "bf16") else f"i{ir.WIDTH[kind]}" if kind not in ("f32", "f64") else spmd_ops.llvm_type(kind)
+
+
+def exact(region: Region, operand: str, shape: Shape) -> Val:
+    """Return a strided wide value with each lane as the narrow arithmetic gives it, wrapped or not."""
+    base = region.value(operand)
+    assert shape.origin and shape.stride is not None
+    narrow = region.value(shape.origin[0])
+    return Val("v", lanes_of(region.b, base, narrow, shape), base.type)
+
+
+def lanes_of(b: Builder, base: Val, narrow: Val, shape: Shape) -> str:
+    """Return base + factor * (extend(narrow lane) - extend(narrow base)) + the rest of the stride."""
+    assert shape.origin and shape.stride is not None
+    _, sign, factor = shape.origin
+    extend, t = f"{sign.replace('u', 'z')}ext", b.vector("i64")
+    lanes = b.emit(f"{extend} {b.vector('i32')} {b.vec(narrow)} to {t}")
+    start = b.splat("i64", b.emit(f"{extend} i32 {narrow.name} to i64"))
+    delta = b.emit(f"sub {t} {lanes}, {start}")
+    if factor != 1:
+        delta = b.emit(f"mul {t} {delta}, {b.splat('i64', str(factor))}")
+    rest = shape.stride - factor * narrow.stride
+    total = b.emit(f"add {t} {delta}, {b.splat('i64', base.name)}")
+    return b.emit(f"add {t} {total}, {b.steps('i64', rest)}") if rest else total
+
+
+class Access:
+    """The addresses of one access.
+
+    Args:
+        region: the code being written.
+        op: a load, store or atomic operation with address and offset first.
+        space: state space.
+        mask: lanes that take part.
+    """
+
+    def __init__(self, region: Region, op: Op, space: str, mask: str) -> None:
+        self.region, self.b, self.op, self.mask = region, region.b, op, mask
+        self.kernel = region.program.kernel
+        self.sizes = len(op.dst) if op.op == "ld" else len(op.src) - 2
+        self.space = space
+        operand = op.src[0]
+        self.shape = region.shapes.at(operand, region.number) or VARYING
+        address = region.take(operand, "i32" if space in ("shared", "local") else "i64")
+        self.narrow = region.value(self.shape.origin[0]) if self.shape.origin and address.kind == "s" else None
+        offset = op.src[1] if len(op.src) > 1 and isinstance(op.src[1], int) else 0
+        self.step = offset - (1 << 64) if offset >> 63 else offset - (1 << 32) if offset >> 31 == 1 else offset
+        if space in ("shared", "local"):
+            address = address if not self.step else self.b.op("add", address, integer("i32", self.step))
+            verb = "zext" if space == "local" else "sext"  # lanes that do not run may lie below zero
+            base = (
+                self.b.convert(verb, address._replace(kind="u", stride=0), "i64")
+                if address.kind != "v"
+                else self.b.convert(verb, address, "i64")
+            )
+            self.address = Val(address.kind, base.name, "i64", address.stride)
+        else:
+            self.address = address if not self.step else self.b.op("add", address, integer("i64", self.step))
+        if region.program.checked and space in ("global", "generic"):
+            self.mask = self._within(BITS[element(op.type)] // 8 * max(self.sizes, 1))
+            self.restricted = True
+        else:
+            self.restricted = bool(op.guard)
+
+    def exact(self) -> Val:
+        """Return the address with exact lanes."""
+        if self.narrow is None:
+            return self.address if self.address.kind != "s" else Val("v", self.b.vec(self.address), "i64")
+        return Val("v", lanes_of(self.b, self.address, self.narrow, self.shape), "i64")
+
+    def fits(self) -> str | None:
+        """Return the test that a strided address does not wrap, None when that is known."""
+        if self.narrow is None:
+            return None
+        b, (_, sign, _) = self.b, self.shape.origin  # type: ignore[misc]
+        reach = self.narrow.stride * (b.lanes - 1)
+        last = b.emit(f"add i32 {self.narrow.name}, {reach}")
+        extend = f"{sign.replace('u', 'z')}ext"
+        want = b.emit(f"add i64 {b.emit(f'{extend} i32 {self.narrow.name} to i64')}, {reach}")
+        return b.emit(f"icmp eq i64 {b.emit(f'{extend} i32 {last} to i64')}, {want}")
+
+    def _holds(self, window: int) -> bool:
+        """Tell whether the kernel makes addresses of a window at all."""
+        return any(window <= number < window + (1 << 32) for number in self.region.program.literals)
+
+    def pointers(self, address: Val) -> Val:
+        """Return pointers (type ptr) to where addresses of the space lie."""
+        b = self.b
+        if self.space == "shared":
+            return b.apply("ptr", lambda t, n: f"getelementptr i8, ptr %shm, {t} {n[0]}", address)
+        if self.space == "const":
+            return self._data(address)
+        if self.space == "global" and self.kernel.data and self._holds(ir.CONST_WINDOW):
+            inside = b.compare("icmp eq", b.op("lshr", address, integer("i64", 62)), integer("i64", 1))
+            return b.choose(inside, self._data(address), self._plain(address))
+        if self.space == "generic":
+            return self._generic(address)
+        return self._plain(address)
+
+    def _plain(self, address: Val) -> Val:
+        return self.b.apply("ptr", lambda t, n: f"inttoptr {t} {n[0]} to {t.replace('i64', 'ptr')}", address)
+
+    def _data(self, address: Val) -> Val:
+        self.region.program.helpers["data"] = data_text(self.kernel)
+        low = self.b.op("sub", address, integer("i64", ir.CONST_WINDOW))
+        return self.b.apply("ptr", lambda t, n: f"getelementptr i8, ptr @data, {t} {n[0]}", low)
+
+    def _generic(self, address: Val) -> Val:
+        b = self.b
+        result = self._plain(address)
+        tag = b.op("lshr", address, integer("i64", 60))
+        low = b.op("and", address, integer("i64", (1 << 60) - 1))
+        if self._holds(ir.SHARED_WINDOW):
+            shared = b.apply("ptr", lambda t, n: f"getelementptr i8, ptr %shm, {t} {n[0]}", low)
+            result = b.choose(b.compare("icmp eq", tag, integer("i64", 1)), shared, result)
+        if self.kernel.local:
+            lanes = b.apply("ptr", lambda t, n: f"getelementptr i8, ptr %local, {t} {n[0]}", self.interleaved(low))
+            result = b.choose(b.compare("icmp eq", tag, integer("i64", 2)), lanes, result)
+        if self.kernel.data:
+            result = b.choose(b.compare("icmp eq", tag, integer("i64", 4)), self._data(address), result)
+        return result
+
+    def interleaved(self, address: Val) -> Val:
+        """Return where in the local memory of a vector each thread's byte lies."""
+        b = self.b
+        words = b.op("and", address, integer("i64", -4))
+        place = b.op("or", b.op("mul", words, integer("i64", b.lanes)), b.op("and", address, integer("i64", 3)))
+        return b.op("add", Val("v", b.vec(place), "i64"), Val("v", b.steps("i64", 4), "i64"))
+
+    @property
+    def interleaves(self) -> bool:
+        """Whether words of different threads alternate."""
+        return self.space == "local" or (self.space == "generic" and self.kernel.local > 0)
+
+    @property
+    def flat(self) -> bool:
+        """Whether addresses are pointers as they are."""
+        return self.space == "global" and not (self.kernel.data and self._holds(ir.CONST_WINDOW))
+
+    def packed(self, size: int) -> bool:
+        """Tell whether lanes may lie `size` bytes apart, for sure or by a test at run time."""
+        if self.address.kind == "s":
+            return self.address.stride == size
+        return self.address.kind == "v" and self.hopeful()
+
+    def whole(self, size: int) -> tuple[str, Val]:
+        """Return the test that all lanes run and lie `size` bytes apart, and the address of the first one."""
+        b = self.b
+        full = b.emit(f"icmp eq i{b.lanes} {b.bits(self.mask)}, -1")
+        if self.address.kind == "s":
+            fits = self.fits()
+            return (b.emit(f"and i1 {full}, {fits}") if fits else full), self.address._replace(kind="u", stride=0)
+        first = Val("u", b.emit(f"extractelement {b.vector('i64')} {self.address.name}, i64 0"), "i64")
+        return b.emit(f"and i1 {full}, {self.contiguous(self.address, first, size)}"), first
+
+    def moved(self, step: int) -> Val:
+        return self.b.op("add", self.address, integer("i64", step)) if step else self.address
+
+    def hopeful(self) -> bool:
+        """Tell whether it is worth a test that varying addresses happen to be contiguous."""
+        return self.space == "global" and sum(len(n.code) for n in self.region.flow.nodes) < LARGE
+
+    def contiguous(self, address: Val, first: Val, size: int) -> str:
+        b, t = self.b, self.b.vector("i64")
+        want = b.emit(f"add {t} {b.splat('i64', first.name)}, {b.steps('i64', size)}")
+        same = b.emit(f"icmp eq {t} {address.name}, {want}")
+        idle = b.emit(f"xor {b.vector('i1')} {self.mask}, {b.splat('i1', 'true')}")
+        good = b.bits(b.emit(f"or {b.vector('i1')} {same}, {idle}"))
+        runs = b.emit(f"trunc i{b.lanes} {b.bits(self.mask)} to i1")
+        return b.emit(f"and i1 {b.emit(f'icmp eq i{b.lanes} {good}, -1')}, {runs}")
+
+    def places(self, address: Val) -> Val:
+        if self.space == "generic":
+            return self._generic(address)
+        return self.b.apply("ptr", lambda t, n: f"getelementptr i8, ptr %local, {t} {n[0]}", self.interleaved(address))
+
+    # Bounds.
+
+    def _within(self, size: int) -> str:
+        """Return the lanes whose access lies inside one array; the first that does not is reported."""
+        b, region = self.b, self.region
+        region.program.helpers["check"] = CHECK
+        lanes = self.exact()
+        lanes = Val("v", b.vec(lanes), "i64")
+        good = b.scratch(f"i{b.lanes}")
+        b.store(f"i{b.lanes}", b.bits(self.mask), good)
+
+        def look(lane: str) -> None:
+            address = b.lane_of(lanes, lane)
+            inside = b.emit(f"call i1 @gewu.within(ptr %ctx, i64 {address}, i64 {size})")
+
+            def drop() -> None:
+                small = b.emit(f"trunc i64 {lane} to i{b.lanes}") if b.lanes < 64 else lane
+                bit = b.emit(f"xor i{b.lanes} {b.emit(f'shl i{b.lanes} 1, {small}')}, -1")
+                b.store(f"i{b.lanes}", b.emit(f"and i{b.lanes} {b.load(f'i{b.lanes}', good)}, {bit}"), good)
+                report(region, "2", lane, address, self.op.where)
+
+            b.when(b.emit(f"xor i1 {inside}, true"), drop)
+
+        b.each(self.mask, look)
+        return b.emit(f"bitcast i{b.lanes} {b.load(f'i{b.lanes}', good)} to {b.vector('i1')}")

@@ -1,0 +1,159 @@
+"""What the regions of one kernel share: types of values, where they are read, and what must outlive a barrier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gewu.ops import ir
+from gewu.ops.shape import Shapes
+from gewu.ops.spmd_emit import BITS
+from gewu.ops.spmd_flow import Flow
+
+
+@dataclass(slots=True)
+class Program:
+    """What all regions of one kernel share.
+
+    Attributes:
+        types: LLVM type in which each value lives.
+        uses: nodes that read each value (the predecessor, for merges).
+        kept: values that some node reads as they were when each thread left a loop.
+        slots: byte offset in the state, by variable.
+        live: variables that a node needs from before.
+        checked: bounds of global accesses are compared with the array table.
+        dynamic: bytes of dynamic shared memory.
+        literals: the numbers that stand in the code.
+    """
+
+    kernel: ir.Kernel
+    flow: Flow
+    shapes: Shapes
+    types: dict[str, str] = field(default_factory=dict)
+    uses: dict[str, set[int]] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
+    slots: dict[str, int] = field(default_factory=dict)
+    live: list[set[str]] = field(default_factory=list)
+    state: int = 0
+    checked: bool = False
+    dynamic: int = 0
+    literals: frozenset[int] = frozenset()
+    declarations: set[str] = field(default_factory=set)
+    helpers: dict[str, str] = field(default_factory=dict)
+
+    def free(self, name: str) -> bool:
+        """Tell whether a value is computed anew in every region instead of stored."""
+        return name in self.shapes.invariant and self.shapes.shape[name].stride is not None
+
+    def storage(self, variable: str) -> tuple[str, int]:
+        """Return LLVM type and bytes of a variable in the state."""
+        lanes = self.shapes.layout.lanes
+        if variable.startswith("mask:"):
+            return f"<{lanes} x i1>", max(lanes // 8, 1)
+        name = variable.removeprefix("kept:")
+        kind = self.types[name]
+        if variable == name and self.shapes.shape[name].stride is not None:
+            return kind, max(BITS[kind] // 8, 1)
+        return f"<{lanes} x {kind}>", max(lanes * BITS[kind] // 8, 1)
+
+
+def prepare(kernel: ir.Kernel, flow: Flow, shapes: Shapes, checked: bool, dynamic: int) -> Program:
+    """Find types, uses and what must be kept across barriers."""
+    program = Program(kernel, flow, shapes, checked=checked, dynamic=dynamic)
+    operands = [o for node in flow.nodes for op in node.code for o in op.operands()]
+    operands += [o for node in flow.nodes for sources in node.phis.values() for o in sources.values()]
+    program.literals = frozenset(o for o in operands if isinstance(o, int))
+    _find_types(program)
+    for number, node in enumerate(flow.nodes):
+        for op in node.code:
+            for name in _read(shapes, op.operands()):
+                _note_use(program, name, number)
+        for sources in node.phis.values():
+            for pred, value in sources.items():
+                for name in _read(shapes, [value]):
+                    _note_use(program, name, pred)
+    _find_live(program)
+    offset = 0
+    wanted = {v for n, node in enumerate(flow.nodes) if node.stop for v in program.live[node.next[0]]}
+    for variable in sorted(wanted, key=lambda v: (-program.storage(v)[1], v)):
+        program.slots[variable] = offset
+        size = program.storage(variable)[1]
+        offset += size if size < 64 else -(-size // 64) * 64
+    program.state = -(-offset // 64) * 64
+    return program
+
+
+def _read(shapes: Shapes, operands: list[ir.Operand]) -> list[str]:
+    """Return the values that are read, the narrow origins of wide ones included."""
+    names = [o for o in operands if isinstance(o, str)]
+    origins = [shape.origin[0] for n in names if (shape := shapes.shape[n]).origin]
+    return names + origins
+
+
+def _note_use(program: Program, name: str, number: int) -> None:
+    program.uses.setdefault(name, set()).add(number)
+    if program.shapes.kept(name, number):
+        program.kept.add(name)
+
+
+def _find_types(program: Program) -> None:
+    types, flow = program.types, program.flow
+    for node in flow.nodes:
+        for op in node.code:
+            for name in op.dst:
+                width = flow.widths[name]
+                kind = f"i{ir.WIDTH[width]}"
+                real = op.type in ("f32", "f64") and ir.WIDTH[op.type] == ir.WIDTH[width]
+                if real and op.op not in ("setp", "mov", "shfl", "param", "special"):
+                    kind = "float" if op.type == "f32" else "double"
+                types[name] = kind
+    merges = [(name, s) for node in flow.nodes for name, s in node.phis.items()]
+    for name, _ in merges:
+        types[name] = f"i{ir.WIDTH[flow.widths[name]]}"
+    for _ in range(3):
+        for name, sources in merges:
+            real = {types[v] for v in sources.values() if isinstance(v, str)} & {"float", "double"}
+            if real and BITS[kind := real.pop()] == BITS[types[name]]:
+                types[name] = kind
+
+
+def _find_live(program: Program) -> None:
+    flow, shapes = program.flow, program.shapes
+    resumed = {node.next[0] for node in flow.nodes if node.stop}
+    gen: list[set[str]] = []
+    kill: list[set[str]] = []
+    for number, node in enumerate(flow.nodes):
+        reads: set[str] = set()
+        made: set[str] = set()
+
+        def read(operands: list[ir.Operand], reads: set[str] = reads, made: set[str] = made, number: int = number) -> None:
+            for name in _read(shapes, operands):
+                variable = f"kept:{name}" if shapes.kept(name, number) else name
+                if not program.free(name) and variable not in made:
+                    reads.add(variable)
+
+        reads.update(name for name in node.phis)
+        if shapes.leader[number] not in (0, number) or (number in resumed and shapes.leader[number]):
+            reads.add(f"mask:{shapes.leader[number]}")
+        made.add(f"mask:{number}")
+        for name in node.phis:
+            if name in program.kept:
+                reads.add(f"kept:{name}")
+        for op in node.code:
+            read(op.operands())
+            made.update(op.dst)
+            reads.update(f"kept:{d}" for d in op.dst if d in program.kept)
+        for target in node.next:
+            for sources in flow.nodes[target].phis.values():
+                read([sources[number]])
+        gen.append(reads)
+        kill.append(made)
+    program.live = [set(g) for g in gen]
+    changed = True
+    while changed:
+        changed = False
+        for number in reversed(range(len(flow.nodes))):
+            out = set().union(*(program.live[t] - set(flow.nodes[t].phis) for t in flow.nodes[number].next))
+            new = gen[number] | (out - kill[number])
+            if new != program.live[number]:
+                program.live[number] = new
+                changed = True

@@ -1,0 +1,154 @@
+"""Sizes from numbers: the same formula found in several runs of different sizes becomes one formula in the sizes.
+
+Every constant size in the programs of the runs stands at the same place of each; the numbers there, one a run, are looked up
+among simple expressions of the launch's integers, simplest first.  Runs are chosen with sizes that have nothing in common, so
+that an expression that fits all of them is hardly a coincidence; `verify` has the last word.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from gewu.ops import tensor
+from gewu.ops.sizes import Affine, Ceil, Size
+from gewu.ops.template import NotLifted
+
+Values = tuple[int, ...]
+_DIVISORS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Sizes:
+    """Expressions of launch integers by their values in all runs."""
+
+    def __init__(self, launches: Sequence[Mapping[str, int]], names: Sequence[str]) -> None:
+        self.launches, self.names = launches, names
+        self.known: dict[Values, Size] = {}
+        self._levels = [self._linear, self._products, self._sums]
+        self._plain = [Size.named(name) for name in names]
+        self._factors: list[Size] = []
+
+    def find(self, values: Values) -> Size:
+        """Return the simplest size with these values.
+
+        Raises:
+            NotLifted: there is none among those tried.
+        """
+        if len(set(values)) == 1:
+            return Size.of(values[0])
+        while True:
+            if values in self.known:
+                return self.known[values]
+            negative = tuple(-v for v in values)
+            if negative in self.known:
+                return self.known[negative] * Size.of(-1)
+            if not self._levels:
+                raise NotLifted("a size follows from no size of the launch", value=values)
+            self._add(self._levels.pop(0)())
+
+    def _values(self, size: Size) -> Values:
+        return tuple(size.value(launch) for launch in self.launches)
+
+    def _add(self, sizes: Iterator[Size]) -> None:
+        for size in sizes:
+            self.known.setdefault(self._values(size), size)
+
+    def _linear(self) -> Iterator[Size]:
+        plain = self._plain
+        yield from plain
+        for c, v in itertools.product((-1, 1, -2, 2, -3, 3, -4, 4), plain):
+            yield v + Size.of(c)
+        for c, v in itertools.product((2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024), plain):
+            yield v * Size.of(c)
+        pairs = list(itertools.combinations(plain, 2))
+        yield from (u * v for u, v in pairs)
+        yield from (v * v for v in plain)
+        yield from (Size.named(Ceil(v, Size.of(d))) for d in _DIVISORS for v in plain)
+        differences = [u + v * Size.of(-1) for u, v in itertools.permutations(plain, 2)]
+        for c in (0, 1, -1, 2, -2):
+            yield from (d + Size.of(c) for d in differences)
+        yield from (u + v + Size.of(c) for c in (0, 1, -1, -2) for u, v in pairs)
+        yield from (Size.named(Ceil(u, v)) for u, v in itertools.permutations(plain, 2))
+        self._factors = [*plain, *(v + Size.of(c) for c in (-1, 1, -2, 2, -4, 4) for v in plain)]
+        self._factors += [d + Size.of(c) for c in (1, 0) for d in differences]
+        self._factors += [Size.named(Ceil(v, Size.of(d))) for d in _DIVISORS for v in plain]
+
+    def _products(self) -> Iterator[Size]:
+        yield from (u * v for u, v in itertools.combinations_with_replacement(self._factors, 2))
+        yield from (u * v * w for u, v, w in itertools.combinations_with_replacement(self._plain, 3))
+        for c in (2, 3, 4, 8, 16, 32, 64):
+            yield from (u * v * Size.of(c) for u, v in itertools.combinations_with_replacement(self._plain, 2))
+        yield from (Size.named(Ceil(u * v, Size.of(d))) for d in _DIVISORS for u, v in itertools.combinations(self._plain, 2))
+
+    def _sums(self) -> Iterator[Size]:
+        pairs = [u * v for u, v in itertools.combinations_with_replacement(self._plain, 2)]
+        products = [*self._plain, *pairs]
+        for a, b in itertools.product((1, -1, 2, -2), repeat=2):
+            for u, v in itertools.combinations(products, 2):
+                for c in (0, 1, -1):
+                    yield u * Size.of(a) + v * Size.of(b) + Size.of(c)
+        for d, e in itertools.product((-4, -3, -2, 2, 3, 4), (-3, -2, -1, 0, 1, 2, 3)):
+            yield from (u * Size.of(d) + Size.of(e) for u in pairs)
+        yield from (u * p for u in self._factors for p in pairs)
+        yield from (a * b * c * d for a, b, c, d in itertools.combinations_with_replacement(self._plain, 4))
+
+
+def merge(things: Sequence[Any], sizes: Sizes, memo: dict[tuple[int, ...], Any] | None = None) -> Any:
+    """Return the one program that stands for those of all runs.
+
+    Raises:
+        NotLifted: they differ in more than sizes.
+    """
+    memo = {} if memo is None else memo
+    first = things[0]
+    if isinstance(first, Size):
+        return sizes.find(tuple(thing.value({}) for thing in things))
+    if isinstance(first, tuple):
+        if len({len(thing) for thing in things}) > 1:
+            raise NotLifted("runs of different sizes give different formulas")
+        return tuple(merge(parts, sizes, memo) for parts in zip(*things, strict=True))
+    if is_dataclass(first) and not isinstance(first, type):
+        key = tuple(map(id, things))
+        if key not in memo:
+            if len({type(thing) for thing in things}) > 1:
+                raise NotLifted("runs of different sizes give different formulas")
+            if isinstance(first, tensor.Constant) and len({thing.bits for thing in things}) > 1:
+                memo[key] = _constant(things, sizes)
+            else:
+                names = [f.name for f in fields(first)]
+                made = {name: merge([getattr(thing, name) for thing in things], sizes, memo) for name in names}
+                memo[key] = _tidy(replace(first, **made))
+        return memo[key]
+    if any(thing != first for thing in things):
+        raise NotLifted("runs of different sizes give different formulas", value=tuple(map(str, things)))
+    return first
+
+
+def _tidy(made: Any) -> Any:
+    """Drop loop variables that do not move an index."""
+    if isinstance(made, Affine):
+        return Affine(tuple((name, size) for name, size in made.terms if size.terms), made.offset)
+    return made
+
+
+def _constant(things: Sequence[tensor.Constant], sizes: Sizes) -> tensor.Expression:
+    """Return a constant that is a size of the launch, or one over it, as a number."""
+    import numpy as np
+
+    first = things[0]
+    if first.type in ("f32", "f64"):
+        words = np.array([thing.bits for thing in things], np.uint64)
+        numbers = words.astype(np.uint32).view(np.float32).astype(float) if first.type == "f32" else words.view(np.float64)
+        as_float = lambda size: tensor.Apply("cvt", first.type, (tensor.Index("s64", Affine((), size)),), ("s64", "rn"))  # noqa: E731
+        whole = np.round(numbers)
+        if (whole == numbers).all() and (np.abs(numbers) < 2**24).all():
+            return as_float(sizes.find(tuple(int(n) for n in whole)))
+        inverse = np.round(1.0 / numbers)
+        if (np.abs(inverse * numbers - 1.0) < 1e-6).all() and (np.abs(inverse) < 2**24).all():
+            return tensor.Apply("rcp", first.type, (as_float(sizes.find(tuple(int(n) for n in inverse))),))
+        raise NotLifted("a constant changes with the sizes", value=tuple(numbers))
+    bits = 64 if first.type.endswith("64") else 32
+    signed = [t.bits - (1 << bits) if t.bits >> (bits - 1) else t.bits for t in things]
+    return tensor.Index(first.type, Affine((), sizes.find(tuple(signed))))

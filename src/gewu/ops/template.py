@@ -1,0 +1,356 @@
+"""From many outputs to one formula: anti-unification of a trace, all outputs at once.
+
+`unify` takes a vector of nodes, one an output, and returns one `Term` that describes them all: the same operations, and where
+they differ, leaves that hold a vector of offsets.  Sums, maxima and minima are flattened; terms of one shape become a `reduce`
+over a new axis, so that leaves below it hold a matrix, and so on.  A lane that has fewer terms than others has absent ones; an
+element that is zero in some lanes and an array element in others is a padded load.
+
+Lanes: the leading axis is the output, the others are reduction axes, slow to fast.  Offsets: >= 0 a byte offset, ABSENT where
+the lane has no such term, ZERO where it reads nothing and gets 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gewu.core.errors import InputError
+from gewu.ops.algebra import Arena, Ids
+from gewu.ops.ir import FLOATS, WIDTH
+
+ABSENT: Final = -1
+ZERO: Final = -2
+MOST_ITEMS = 4_000_000
+_NUMPY: Final = {"f32": np.float32, "f64": np.float64, "f16": np.float16}
+
+
+class NotLifted(InputError):
+    """A kernel is not recognised as a formula over whole arrays; it runs as it is written instead."""
+
+
+class Mixed(NotLifted):
+    """Outputs of different formulas: they may be described one group at a time."""
+
+
+@dataclass(eq=False, slots=True)
+class Term:
+    """One node of the common formula.
+
+    `kind`: load, const, index, scalar, apply, gather, reduce.  `values`: offsets (load) or integers (index) over the lanes of its
+    context.  `present`: for a reduce, which lanes have which terms.
+    """
+
+    kind: str
+    type: str
+    op: str = ""
+    mods: tuple[str, ...] = ()
+    children: tuple[Term, ...] = ()
+    number: int = 0
+    values: NDArray[Any] = field(default_factory=lambda: np.zeros(0, np.int64))
+    present: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    axis: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """What a vector of nodes stands for: outputs, then the terms of the reductions around, by the names of these."""
+
+    extents: tuple[int, ...]
+    axes: tuple[str, ...] = ()
+
+
+_COMMUTATIVE: Final = {"add": ("add", "sub", "fma", "neg", "dp4a"), "max": ("max",), "min": ("min",)}
+_FAMILY: Final = {op: family for family, ops in _COMMUTATIVE.items() for op in ops}
+
+
+class Unifier:
+    """Unify outputs of one trace; axes get names that are unique in it."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        self.axes = 0
+        self._memo: dict[tuple[Any, ...], Term] = {}
+
+    def unify(self, nodes: Ids, shape: Lanes, as_type: str) -> Term:
+        """Return the common formula of a vector of nodes.
+
+        Args:
+            nodes: one node a lane, flattened over `shape`; ABSENT where there is none.
+            shape: the lanes: outputs, then reduction axes.
+            as_type: how constants are to be read.
+
+        Raises:
+            Mixed: the lanes have no common formula.
+            NotLifted: they have one that cannot be told.
+        """
+        arena = self.arena
+        nodes = np.where(nodes >= 0, arena.canonical[nodes], ABSENT)
+        key = (shape, as_type, nodes.tobytes())
+        if key not in self._memo:
+            self._memo[key] = self._unify(nodes, shape, as_type)
+        return self._memo[key]
+
+    def _unify(self, nodes: Ids, shape: Lanes, as_type: str) -> Term:
+        arena = self.arena
+        there = nodes[nodes >= 0]
+        if not len(there):
+            return Term("const", as_type, number=0)
+        distinct = np.unique(there)
+        numbers = np.unique(arena.signature[distinct])
+        signatures = [arena.signatures[n] for n in numbers]
+        families = {_FAMILY[s[0]] for s in signatures if s[0] in _FAMILY and s[1] != "pred"}
+        if len(families) == 1 and not (families == {"add"} and signatures == [signatures[0]] and signatures[0][0] == "neg"):
+            return self._flatten(families.pop(), nodes, shape, next(s[1] for s in signatures if s[0] in _FAMILY), distinct)
+        if all(s[0] == "const" for s in signatures):
+            return self._constants(nodes, shape, as_type)
+        if len(signatures) > 1:
+            return self._padded(nodes, shape, as_type, signatures)
+        if len(distinct) * 4 < len(nodes) and len(nodes) > 20_000:
+            return self._compressed(nodes, shape, as_type, distinct)
+        return self._same(nodes, shape, signatures[0])
+
+    def _same(self, nodes: Ids, shape: Lanes, signature: tuple[str, str, tuple[str, ...]]) -> Term:
+        op, type_, mods = signature
+        arena = self.arena
+        there = nodes >= 0
+        if op == "load":
+            offsets = np.where(there, arena.data[nodes], ABSENT)
+            return Term("load", type_, number=int(mods[0]), values=offsets.reshape(shape.extents))
+        if op == "scalar":
+            numbers = np.unique(arena.data[nodes[there]])
+            if len(numbers) > 1:
+                raise Mixed("outputs use different scalar arguments")
+            return Term("scalar", type_, number=int(numbers[0]))
+        columns = [k for k in range(4) if arena.args[nodes[there][0], k] >= 0]
+        children = tuple(
+            self.unify(np.where(there, arena.args[nodes, k], ABSENT), shape, operand_type(op, type_, mods, k)) for k in columns
+        )
+        if op == "gather":
+            return Term("gather", type_, number=int(mods[0]), children=children)
+        return Term("apply", type_, op, mods, children)
+
+    def _padded(self, nodes: Ids, shape: Lanes, as_type: str, signatures: list[Any]) -> Term:
+        """Describe lanes that are zero in some places and something else in others."""
+        arena = self.arena
+        zero = (nodes >= 0) & arena.zero[nodes]
+        rest = np.where(zero, ABSENT, nodes)
+        left = np.unique(arena.signature[rest[rest >= 0]])
+        if not zero.any() or len(left) != 1:
+            names = sorted({s[0] for s in signatures})
+            raise Mixed("outputs are of different formulas: " + ", ".join(names[:6]))
+        term = self._unify(rest, shape, as_type)
+        if term.kind != "load":
+            raise Mixed("outputs are zero in some places and a formula in others")
+        values = np.where(zero.reshape(shape.extents), ZERO, term.values)
+        return Term("load", term.type, number=term.number, values=values)
+
+    def _compressed(self, nodes: Ids, shape: Lanes, as_type: str, distinct: Ids) -> Term:
+        """Unify each distinct node once and spread the result over the lanes."""
+        place = np.searchsorted(distinct, np.maximum(nodes, distinct[0]))
+        small = self.unify(distinct, Lanes((len(distinct),)), as_type)
+        there = (nodes >= 0).reshape(shape.extents)
+        known: dict[int, Term] = {}
+
+        def spread(term: Term) -> Term:
+            if id(term) in known:
+                return known[id(term)]
+            made = Term(term.kind, term.type, term.op, term.mods, tuple(map(spread, term.children)), term.number, axis=term.axis)
+            for name, missing in (("values", ABSENT), ("present", False)):
+                array = getattr(term, name)
+                if array.size:
+                    wide = array[place].reshape(shape.extents + array.shape[1:])
+                    mask = there.reshape(there.shape + (1,) * (wide.ndim - there.ndim))
+                    setattr(made, name, np.where(mask, wide, missing))
+            known[id(term)] = made
+            return made
+
+        return spread(small)
+
+    def _constants(self, nodes: Ids, shape: Lanes, as_type: str) -> Term:
+        arena, there = self.arena, nodes >= 0
+        bits = arena.data[nodes[there]]
+        if (bits == bits[0]).all():
+            return Term("const", as_type, number=int(bits[0]) & (2 ** max(WIDTH[as_type], 8) - 1))
+        return self._varying(np.where(there, self.numbers(nodes, as_type), 0), shape, as_type)
+
+    def _varying(self, numbers: NDArray[Any], shape: Lanes, as_type: str) -> Term:
+        """Return a term for numbers that differ from lane to lane: an index, or an index made a float."""
+        whole = np.round(numbers).astype(np.int64)
+        if (whole != numbers).any():
+            raise Mixed("outputs hold constants that follow no index")
+        if as_type in FLOATS:
+            return Term("apply", as_type, "cvt", ("s64", "rn"), (Term("index", "s64", values=whole.reshape(shape.extents)),))
+        return Term("index", as_type, values=whole.reshape(shape.extents))
+
+    def numbers(self, nodes: Ids, type_: str) -> NDArray[Any]:
+        """Return constant nodes as numbers of a type."""
+        bits = self.arena.data[nodes]
+        if type_ in _NUMPY:
+            return bits.astype(np.uint64).astype(f"u{WIDTH[type_] // 8}").view(_NUMPY[type_]).astype(np.float64)
+        width = WIDTH[type_]
+        return bits if width == 64 else (bits + (1 << (width - 1))) % (1 << width) - (1 << (width - 1))
+
+    def _flatten(self, family: str, nodes: Ids, shape: Lanes, type_: str, distinct: Ids) -> Term:
+        if len(distinct) * 4 < len(nodes) and len(nodes) > 20_000:
+            return self._compressed(nodes, shape, type_, distinct)
+        lane, item, sign, constant = self._expand(family, nodes, type_)
+        sort = np.lexsort((*self.arena.lead[item].T[::-1], lane))
+        lane, item, sign = lane[sort], item[sort], sign[sort]
+        group = self._groups(item, sign)
+        parts: list[tuple[int, Term]] = []
+        for number in range(int(group.max()) + 1 if len(group) else 0):
+            chosen = group == number
+            parts.append((int(sign[chosen][0]), self._part(family, lane[chosen], item[chosen], shape, type_)))
+        there = nodes >= 0
+        self._add_constant(parts, family, constant, there, shape, type_)
+        return self._combine(family, parts, type_)
+
+    def _add_constant(self, parts: Any, family: str, constant: Any, there: Any, shape: Lanes, type_: str) -> None:
+        neutral = 0.0 if family == "add" else -np.inf if family == "max" else np.inf
+        found = constant[there]
+        if (found == neutral).all() and parts:
+            return
+        if (found == found[0]).all():
+            parts.append((1, Term("const", type_, number=bits_of(float(found[0]), type_))))
+        else:
+            parts.append((1, self._varying(np.where(there, constant, 0), shape, type_)))
+
+    def _part(self, family: str, lane: Ids, item: Ids, shape: Lanes, type_: str) -> Term:
+        lanes = int(np.prod(shape.extents))
+        counts = np.bincount(lane, minlength=lanes)
+        most = int(counts.max())
+        column = np.arange(len(lane)) - np.repeat(np.cumsum(counts) - counts, counts)
+        matrix = np.full((lanes, most), ABSENT)
+        matrix[lane, column] = item
+        if most == 1 and counts.min() == 1:
+            return self.unify(matrix[:, 0], shape, type_)
+        if lanes * most > MOST_ITEMS:
+            raise NotLifted("too many terms to look at")
+        self.axes += 1
+        axis = f"k{self.axes}"
+        inner = Lanes((*shape.extents, most), (*shape.axes, axis))
+        body = self.unify(matrix.reshape(-1), inner, type_)
+        present = (matrix != ABSENT).reshape(inner.extents)
+        return Term("reduce", type_, family, children=(body,), number=most, present=present, axis=axis)
+
+    def _combine(self, family: str, parts: list[tuple[int, Term]], type_: str) -> Term:
+        parts.sort(key=lambda part: (part[0] < 0, part[1].kind == "const"))
+        sign, total = parts[0]
+        if sign < 0:
+            total = Term("apply", type_, "neg", children=(total,))
+        for sign, term in parts[1:]:
+            total = Term("apply", type_, family if sign > 0 else "sub", children=(total, term))
+        return total
+
+    def _groups(self, item: Ids, sign: Ids) -> NDArray[np.int64]:
+        """Number the terms by shape: equal numbers, equal formulas."""
+        s0, s1 = self.arena.shape[0][item], self.arena.shape[1][item]
+        order = np.lexsort((s1, s0, sign))
+        fresh = np.zeros(len(item), np.int64)
+        if len(item) > 1:
+            a, b, c = s0[order], s1[order], sign[order]
+            differ = np.abs(np.diff(a)) > 1e-9 * (np.abs(a[1:]) + 1e-6)
+            differ |= np.abs(np.diff(b)) > 1e-9 * (np.abs(b[1:]) + 1e-6)
+            fresh[1:] = np.cumsum(differ | (np.diff(c) != 0))
+        group = np.empty(len(item), np.int64)
+        group[order] = fresh
+        return group
+
+    def _expand(self, family: str, nodes: Ids, type_: str) -> tuple[Ids, Ids, Ids, NDArray[Any]]:
+        """Take sums (maxima, minima) apart, all lanes at once: lane, node, sign of every term, and the constant of a lane."""
+        arena = self.arena
+        lane = np.flatnonzero(nodes >= 0)
+        item, sign = nodes[lane], np.ones(len(lane), np.int64)
+        constant = np.full(len(nodes), 0.0 if family == "add" else -np.inf if family == "max" else np.inf)
+        done: list[tuple[Ids, Ids, Ids]] = []
+        while len(lane):
+            item = arena.canonical[item]
+            codes = np.array([_action(s, family, type_) for s in arena.signatures], np.int64)[arena.signature[item]]
+            if family == "add":
+                codes[arena.zero[item]] = _DROP
+            if (final := codes == _KEEP).any():
+                done.append((lane[final], item[final], sign[final]))
+            if (const := codes == _CONST).any():
+                numbers = self.numbers(item[const], type_) * (sign[const] if family == "add" else 1)
+                {"add": np.add, "max": np.maximum, "min": np.minimum}[family].at(constant, lane[const], numbers)
+            parts = [self._split(code, lane[codes == code], item[codes == code], sign[codes == code]) for code in _SPLITS]
+            lane, item, sign = (np.concatenate([p[i] for part in parts for p in part]) for i in range(3))
+            if sum(len(d[0]) for d in done) + len(lane) > MOST_ITEMS:
+                raise NotLifted("too many terms to look at")
+        if not done:
+            empty = np.zeros(0, np.int64)
+            return empty, empty, empty, constant
+        return (*(np.concatenate([d[i] for d in done]) for i in range(3)), constant)
+
+    def _split(self, code: int, lane: Ids, item: Ids, sign: Ids) -> list[tuple[Ids, Ids, Ids]]:
+        arena = self.arena
+        if not len(lane):
+            return [(lane, item, sign)]
+        a, b, c = (arena.args[item, k] for k in range(3))
+        if code in (_BOTH, _EXTREME):
+            return [(lane, a, sign), (lane, b, sign)]
+        if code == _LESS:
+            return [(lane, a, sign), (lane, b, -sign)]
+        if code == _NEGATE:
+            return [(lane, a, -sign)]
+        a, b, original = a.copy(), b.copy(), sign
+        if code == _PRODUCT:
+            sign = sign.copy()
+            negations = np.array([s[0] == "neg" and s[1] in FLOATS for s in arena.signatures])
+            for factor in (a, b):
+                while (negative := negations[arena.signature[factor]]).any():
+                    factor[negative] = arena.canonical[arena.args[factor[negative], 0]]
+                    sign[negative] *= -1
+        found = [(lane, c, original)]
+        for number in np.unique(arena.signature[item]):
+            op, type_, mods = arena.signatures[number]
+            chosen = arena.signature[item] == number
+            columns = [arena.canonical[a[chosen]], arena.canonical[b[chosen]]]
+            if op == "dp4a":
+                columns.append(np.full(len(columns[0]), arena.add_constant("b32", 0)))
+            term = arena.extend("dp4a" if op == "dp4a" else "mul", type_, mods if op == "dp4a" else (), columns)
+            found.append((lane[chosen], term, sign[chosen]))
+        return found
+
+
+_KEEP, _CONST, _DROP, _BOTH, _LESS, _NEGATE, _PRODUCT, _DOT, _EXTREME = range(9)
+_SPLITS = (_BOTH, _LESS, _NEGATE, _PRODUCT, _DOT, _EXTREME)
+
+
+def _action(signature: tuple[str, str, tuple[str, ...]], family: str, type_: str) -> int:
+    """Tell what taking a sum (maximum, minimum) apart does with a node."""
+    op, own, mods = signature
+    if op == "const":
+        return _CONST
+    if WIDTH[own] != WIDTH[type_] or (own in FLOATS) != (type_ in FLOATS) or {"rm", "rp", "rz", "sat"} & set(mods):
+        return _KEEP
+    if family != "add":
+        return _EXTREME if op == family and own == type_ else _KEEP
+    return {"add": _BOTH, "sub": _LESS, "neg": _NEGATE, "fma": _PRODUCT, "dp4a": _DOT}.get(op, _KEEP)
+
+
+def operand_type(op: str, type_: str, mods: tuple[str, ...], place: int) -> str:
+    """Return the type in which an operation takes its operand at `place`."""
+    if op == "select":
+        return "pred" if place == 2 else type_
+    if op == "cvt":
+        return mods[0]
+    if op in ("shl", "shr", "bfe", "bfi") and place > (1 if op == "bfi" else 0):
+        return "b32"
+    if op == "pack":
+        return {"b64": "b32", "b32": "b16"}[type_]
+    if op == "gather":
+        return "s64"
+    return type_
+
+
+def bits_of(value: float, type_: str) -> int:
+    """Return a number as raw bits of a type."""
+    if type_ in _NUMPY:
+        return int(np.array(value, _NUMPY[type_]).view(f"u{WIDTH[type_] // 8}"))
+    if type_ == "bf16":
+        return int(np.array(value, np.float32).view(np.uint32)) >> 16
+    return int(value) & (2 ** WIDTH[type_] - 1)

@@ -1,0 +1,182 @@
+"""What a kernel did with symbols: a graph of nodes, and which node ended up in which element of which array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gewu.core.errors import InputError
+from gewu.ops.scalar import UNSIGNED, cut
+
+Ids = NDArray[np.int64]
+NONE: Final = -1
+_MOST_NODES: Final = 6_000_000
+
+
+class DataDependent(InputError):
+    """What happens depends on data in a way that no formula over whole arrays tells: a loop, an address, a race."""
+
+
+@dataclass(frozen=True)
+class SymbolicBuffer:
+    """An array argument whose elements are symbols; unbounded above.
+
+    `sample`: bits of the example values by byte offset and size, default: by dtype, floats in (0.5, 1.5), integers 0 to 7.
+    """
+
+    dtype: Any
+    sample: Callable[[NDArray[Any], int], NDArray[Any]] | None = None
+
+
+def example(buffer: SymbolicBuffer, number: int, offsets: NDArray[np.int64], size: int) -> NDArray[Any]:
+    """Return the example values of elements as bits."""
+    if buffer.sample is not None:
+        return buffer.sample(offsets, size)
+    with np.errstate(over="ignore"):
+        z = (offsets.astype(np.uint64) + np.uint64(number << 32)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z ^= z >> np.uint64(31)
+    dtype = np.dtype(buffer.dtype)
+    kind = UNSIGNED[8 * size]
+    if dtype.kind == "f" and dtype.itemsize == size:
+        return (0.5 + (z >> np.uint64(40)).astype(np.float64) / 2.0**24).astype(dtype).view(kind)
+    if dtype.name == "bfloat16" and size == 2:
+        return (0.5 + (z >> np.uint64(40)).astype(np.float32) / 2.0**24).astype(np.float32).view(np.uint32).__rshift__(16).astype(kind)
+    if dtype.kind == "f" and size == 2 * dtype.itemsize and size <= 4:
+        half = (0.5 + (z >> np.uint64(48)).astype(np.float64) / 2.0**16).astype(dtype).view(UNSIGNED[8 * dtype.itemsize]).astype(kind)
+        return half | (half << kind.type(8 * dtype.itemsize))
+    return (z % np.uint64(8)).astype(kind)
+
+
+@dataclass(slots=True)
+class Trace:
+    """Nodes in an order in which arguments come first.
+
+    Attributes:
+        signatures: (operation, type, modifiers) by number; leaves are `load` (modifier: argument number), `const`, `scalar`.
+        signature: of each node.
+        args: (n, 4) argument nodes, NONE where there are fewer.
+        data: byte offset of a load, bits of a constant, argument number of a scalar.
+        stores: by argument and element size: byte offsets in order, nodes, lanes that wrote last.
+        hazards: why the order of threads or blocks could matter.
+    """
+
+    signatures: list[tuple[str, str, tuple[str, ...]]]
+    signature: Ids
+    args: Ids
+    data: Ids
+    stores: dict[tuple[int, int], tuple[Ids, Ids, Ids]] = field(default_factory=dict)
+    hazards: list[str] = field(default_factory=list)
+
+
+class Nodes:
+    """The graph while it grows."""
+
+    def __init__(self) -> None:
+        self.signatures: list[tuple[str, str, tuple[str, ...]]] = []
+        self.count = 0
+        self._numbers: dict[tuple[str, str, tuple[str, ...]], int] = {}
+        self._constants: dict[tuple[int, int], int] = {}
+        size = 1 << 14
+        self.signature, self.args, self.data = np.zeros(size, np.int64), np.full((size, 4), NONE), np.zeros(size, np.int64)
+
+    def number(self, op: str, type_: str, mods: Sequence[str] = ()) -> int:
+        """Return the number of a signature."""
+        key = (op, type_, tuple(mods))
+        if key not in self._numbers:
+            self._numbers[key] = len(self.signatures)
+            self.signatures.append(key)
+        return self._numbers[key]
+
+    def add(self, op: str, type_: str, mods: Sequence[str], args: Sequence[Ids], data: Any = 0, count: int | None = None) -> Ids:
+        """Append nodes of one operation, a vector of arguments at a time."""
+        length = len(args[0]) if args else int(count or 0)
+        start, stop = self.count, self.count + length
+        if stop > _MOST_NODES:
+            raise DataDependent("too much to follow with symbols")
+        while stop > len(self.signature):
+            self.signature = np.concatenate([self.signature, np.zeros_like(self.signature)])
+            self.args = np.concatenate([self.args, np.full_like(self.args, NONE)])
+            self.data = np.concatenate([self.data, np.zeros_like(self.data)])
+        self.signature[start:stop] = self.number(op, type_, mods)
+        for k, column in enumerate(args):
+            self.args[start:stop, k] = column
+        self.data[start:stop] = data
+        self.count = stop
+        return np.arange(start, stop)
+
+    def constants(self, bits: NDArray[Any], type_: str) -> Ids:
+        """Return constant nodes for bits, made once each."""
+        number = self.number("const", type_)
+        values, inverse = np.unique(bits, return_inverse=True)
+        found = np.empty(len(values), np.int64)
+        for place, value in enumerate(values.astype(np.uint64).view(np.int64).tolist()):
+            key = (number, value)
+            if key not in self._constants:
+                self._constants[key] = int(self.add("const", type_, (), [], value, 1)[0])
+            found[place] = self._constants[key]
+        return found[inverse.reshape(-1)]
+
+    def is_op(self, nodes: Ids, op: str) -> NDArray[np.bool_]:
+        """Tell which nodes apply an operation."""
+        flags = np.array([s[0] == op for s in self.signatures])
+        return flags[self.signature[nodes]]
+
+    def half(self, nodes: Ids, high: bool, whole: str) -> Ids:
+        """Return halves of nodes: of loads and packs without a new operation."""
+        width = int(whole[1:])
+        out = np.empty(len(nodes), np.int64)
+        left = np.ones(len(nodes), np.bool_)
+        packs = self.is_op(nodes, "pack")
+        if packs.any():
+            out[packs] = self.args[nodes[packs], int(high)]
+            left &= ~packs
+        for number in np.unique(self.signature[nodes[left]]) if left.any() else []:
+            op, type_, mods = self.signatures[number]
+            chosen = left & (self.signature[nodes] == number)
+            if op == "load" and type_ == whole:
+                offset = self.data[nodes[chosen]] + (width // 16 if high else 0)
+                out[chosen] = self.load(int(mods[0]), width // 2, offset)
+            elif op == "const":
+                bits = self.data[nodes[chosen]].view(np.uint64)
+                bits = bits >> np.uint64(width // 2) if high else bits & np.uint64((1 << (width // 2)) - 1)
+                out[chosen] = self.constants(bits, f"b{width // 2}")
+            else:
+                out[chosen] = self.add("unpack", whole, ("high" if high else "low",), [nodes[chosen]])
+        return out
+
+    def join(self, low: Ids, high: Ids, whole: str) -> Ids:
+        """Return nodes of two halves: neighbours in memory are one load, halves of one node are that node."""
+        out = np.empty(len(low), np.int64)
+        both = self.is_op(low, "unpack") & self.is_op(high, "unpack")
+        same = both & (self.args[low, 0] == self.args[high, 0])
+        out[same] = self.args[low[same], 0]
+        half = int(whole[1:]) // 16
+        loads = self.is_op(low, "load") & self.is_op(high, "load") & (self.signature[low] == self.signature[high])
+        near = ~same & loads & (self.data[high] == self.data[low] + half) & (self.data[low] % (2 * half) == 0)
+        for number in np.unique(self.signature[low[near]]) if near.any() and half == 4 else []:
+            chosen = near & (self.signature[low] == number)
+            out[chosen] = self.load(int(self.signatures[number][2][0]), 8 * 2 * half, self.data[low[chosen]])
+            same |= chosen
+        rest = ~same
+        if rest.any():
+            out[rest] = self.add("pack", whole, (), [low[rest], high[rest]])
+        return out
+
+    def load(self, buffer: int, width: int, offsets: Ids) -> Ids:
+        """Return load nodes, new ones: equal ones are merged by whoever reads the trace."""
+        return self.add("load", f"b{width}", (str(buffer),), [], offsets, len(offsets))
+
+    def trace(self) -> Trace:
+        """Return what was recorded."""
+        n = self.count
+        return Trace(self.signatures, self.signature[:n], self.args[:n], self.data[:n])
+
+
+def narrow(bits: NDArray[Any], width: int) -> NDArray[Any]:
+    """Return bits in the unsigned type of a register."""
+    return cut(bits, width)
