@@ -25,7 +25,7 @@ help:
 	@echo "make demo          bands of silicon from first principles, and a page that shows them"
 	@echo "make test          all tests but the slow ones;  make test-slow: those too"
 	@echo "make check         format, lint, types, generated docs"
-	@echo "make bench TOPIC=dft   measure against the peer, write bench/dft/latest.json and docs/performance.md; TOPIC=md likewise"
+	@echo "make bench TOPIC=dft   measure against the peer, write bench/dft/latest.json and docs/performance.md; TOPIC=md or ops likewise"
 	@echo "make drift | scaling   molecular dynamics: energy drift over 100,000 steps; speed by atoms and ranks (half an hour each)"
 	@echo "make format | clean"
 
@@ -63,6 +63,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_layers.py tests/unit/test_budget.py
 	$(BIN)/python tools/make_performance.py --check
+	$(BIN)/python tools/make_operators.py --check
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -72,8 +73,10 @@ bench: $(STAMP)
 	$(if $(filter dft,$(TOPIC)),$(call debian,pw.x,quantum-espresso libopenblas0-pthread,the comparison with pw.x))
 	$(if $(filter md,$(TOPIC)),$(call debian,gmx,gromacs,the comparison with GROMACS))
 	$(if $(filter md,$(TOPIC)),$(BIN)/python -m bench.md.peers $(PEERS) || echo "a peer could not be made")
+	$(if $(filter ops,$(TOPIC)),$(BIN)/python -m bench.ops.peers bench/ops/work/peers || echo "a peer could not be made")
 	$(BIN)/python -m bench.run $(TOPIC) --pseudo $(PSEUDO) --peers $(PEERS) --potentials $(POTENTIALS)
 	$(BIN)/python tools/make_performance.py
+	$(BIN)/python tools/make_operators.py
 
 drift scaling: $(STAMP)
 	$(call debian,mpirun,openmpi-bin,speed by ranks)

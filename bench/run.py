@@ -23,6 +23,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = ("case", "peer", "ratio", "ours", "theirs", "unit", "accuracy", "repeats", "spread", "machine", "versions", "commit")
+EXTRA = ("best", "status", "reason", "ratios", "times", "cold", "style", "styles")
+"""Keys that only some topics have."""
 
 
 def machine() -> str:
@@ -81,7 +83,10 @@ def compare(ours: Sequence[float], theirs: Sequence[float], unit: str = "s") -> 
 def record(path: Path | None, entries: Sequence[Mapping[str, Any]]) -> None:
     """Complete the records with machine and commit, print them and, if there is a path and a record, write them there."""
     shared = {"machine": machine(), "commit": commit()}
-    records = [{key: {**entry, **shared}[key] for key in KEYS} for entry in entries]
+    records = [
+        {**{key: {**entry, **shared}[key] for key in KEYS}, **{key: entry[key] for key in EXTRA if key in entry}}
+        for entry in entries
+    ]
     text = json.dumps(records, indent=1, ensure_ascii=False)
     print(text)
     if records and path is not None:
@@ -98,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--case", action="append", default=[], help="only this case (may be repeated); prints, records nothing")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--pseudo", type=Path, default=Path("pseudo"), help="dft: folder with the SG15 UPF files, El.upf each")
-    parser.add_argument("--peers", type=Path, default=Path("bench/md/work/peers"), help="md: folder that bench.md.peers made")
+    parser.add_argument("--peers", type=Path, default=Path("bench/md/work/peers"), help="folder that bench.TOPIC.peers made")
     parser.add_argument("--potentials", type=Path, default=Path("eam"), help="md: folder with LAMMPS' Cu_u3.eam")
     options = parser.parse_args(arguments)
     if not (ROOT / "bench" / options.topic / "bench.py").is_file():

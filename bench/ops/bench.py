@@ -196,5 +196,5 @@ def _brief(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _worst(found: Any) -> str:
-    order = ("failed", "refused", "reference", "spmd", "lifted", "")
+    order = ("failed", "refused", "reference", "spmd", "lifted", "library", "")
     return min(found, key=order.index, default="")

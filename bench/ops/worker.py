@@ -1,7 +1,7 @@
 """One engine in its own process: `python -m bench.ops.worker ENGINE FOLDER`, a JSON object a line in, one out.
 
     {"do": "prepare", "cls": "softmax", "size": "small"} -> {"error", "status", "reason", "cold": s} or {"missing": why}
-    {"do": "time", "seconds": 0.05} -> {"seconds": of one call, mean over about that long}
+    {"do": "time", "seconds": 0.05} -> {"seconds": of one call, the median over about that long}
     {"do": "check", "kernel": "softmax_warp"} -> error and status at the tiny size
     {"do": "drop"} -> {}
 
@@ -12,6 +12,7 @@ kernel from FOLDER; `library` runs our operator of that name. Anything that rais
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 import zlib
@@ -83,7 +84,8 @@ class Engine:
         best = min(times)[1]
         self.calls = [working[best]]
         self.held = launch
-        return {**judged(case, launch, results[best]), "cold": cold}
+        status = {"status": "library"} if self.name == "library" else {}
+        return {**judged(case, launch, results[best]), "cold": cold, **status}
 
     def _ours(self, case: Case, launch: Launch, want: tuple[np.ndarray, ...] | None) -> dict[str, Any]:
         from gewu.core.errors import GewuError
@@ -132,15 +134,18 @@ def _peer_ways(name: str, cls: str, launch: Launch) -> list[Callable[[], Any]]:
 
 
 def timed(call: Callable[[], Any], seconds: float) -> float:
-    """Return the mean time of one call over about so many seconds."""
+    """Return the time of one call: the median over batches of about two milliseconds, for about so many seconds."""
     start = time.perf_counter()
     call()
-    once = time.perf_counter() - start
-    count = max(1, int(seconds / max(once, 1e-7)))
-    start = time.perf_counter()
-    for _ in range(count):
-        call()
-    return (time.perf_counter() - start) / count
+    count = max(1, int(2e-3 / max(time.perf_counter() - start, 1e-7)))
+    batches: list[float] = []
+    end = time.perf_counter() + seconds
+    while not batches or time.perf_counter() < end:
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        batches.append((time.perf_counter() - start) / count)
+    return statistics.median(batches)
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Programs compiled for this processor against their evaluation with NumPy: forms of nests, types, operations, checks of a call."""
+"""Programs compiled for this processor against their evaluation with NumPy."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from gewu.core.errors import InputError
-from gewu.ops import llvm
+from gewu.ops import blocks, llvm
 from gewu.ops.emit import Overlap, compile_program
 from gewu.ops.ir import Unsupported
-from gewu.ops.nest import Choice
+from gewu.ops.nest_parts import Choice
 from gewu.ops.reference import evaluate
 from gewu.ops.sizes import ONE, ZERO, Affine, Size
 from gewu.ops.standalone import gpu_text, standalone
@@ -176,10 +176,17 @@ def test_matrix_product(epilogue: bool, transposed: bool) -> None:
         close(args[2], want)
 
 
-def test_convolution_and_attention_become_products() -> None:
+@pytest.mark.parametrize("budget", [1 << 30, 8 << 10])
+def test_convolution_and_attention_become_products(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BUDGET", budget)
+    monkeypatch.setattr(blocks, "LEAST", budget)
     height, inner = Size.named("p5"), Size.named("p6")
-    window = Load(0, "f32", Affine((("c", height * height), ("y", height), ("r", height), ("x", ONE), ("s", ONE)), MINUS * height + MINUS),
-                  reach("y", "r", height) + reach("x", "s", height))  # fmt: skip
+    window = Load(
+        0,
+        "f32",
+        Affine((("c", height * height), ("y", height), ("r", height), ("x", ONE), ("s", ONE)), MINUS * height + MINUS),
+        reach("y", "r", height) + reach("x", "s", height),
+    )
     weight = Load(1, "f32", at(o=inner * Size.of(9), c=9, r=3, s=1))
     value = Reduce("add", "f32", (("c", inner), ("r", W3), ("s", W3)), do("mul", window, weight))
     conv = Program(
@@ -193,6 +200,7 @@ def test_convolution_and_attention_become_products() -> None:
     want = evaluate(conv, args, launch)[2]
     executable(args, launch)
     close(args[2], want)
+    assert any(form[2] for form in executable._variants) == (budget < 1 << 20)
 
     def score(k: str, d: str) -> Expression:
         return do(
@@ -212,6 +220,7 @@ def test_convolution_and_attention_become_products() -> None:
     want = evaluate(attention, args, launch)[3]
     executable(args, launch)
     close(args[3], want)
+    assert any(form[2] for form in executable._variants) == (budget < 1 << 20)
 
 
 BITS = {"u8": 8, "s8": 8, "u16": 16, "s16": 16, "u32": 32, "s32": 32, "b32": 32, "u64": 64, "s64": 64, "b64": 64}
@@ -324,10 +333,26 @@ def test_float_operations(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("source", "target", "mods"),
-    [("f32", "s32", ("rzi",)), ("f32", "u8", ("rni",)), ("f32", "s8", ("rmi",)), ("f64", "u64", ("rpi",)), ("s32", "f32", ("rn",)), ("u64", "f64", ("rn",)),
-     ("f32", "f16", ("rn",)), ("f16", "f32", ()), ("f32", "bf16", ("rn",)), ("bf16", "f32", ()), ("f32", "f32", ("rni",)), ("f32", "f32", ("rn", "sat")),
-     ("s32", "s8", ("sat",)), ("s32", "u8", ("sat",)), ("u32", "s64", ()), ("s16", "s64", ()), ("s32", "u16", ())],
-)  # fmt: skip
+    [
+        ("f32", "s32", ("rzi",)),
+        ("f32", "u8", ("rni",)),
+        ("f32", "s8", ("rmi",)),
+        ("f64", "u64", ("rpi",)),
+        ("s32", "f32", ("rn",)),
+        ("u64", "f64", ("rn",)),
+        ("f32", "f16", ("rn",)),
+        ("f16", "f32", ()),
+        ("f32", "bf16", ("rn",)),
+        ("bf16", "f32", ()),
+        ("f32", "f32", ("rni",)),
+        ("f32", "f32", ("rn", "sat")),
+        ("s32", "s8", ("sat",)),
+        ("s32", "u8", ("sat",)),
+        ("u32", "s64", ()),
+        ("s16", "s64", ()),
+        ("s32", "u16", ()),
+    ],
+)
 def test_conversions(source: str, target: str, mods: tuple[str, ...]) -> None:
     from gewu.ops.reference import dtype_of
 
@@ -531,7 +556,7 @@ def test_tuning_is_kept_and_damage_is_ignored(tmp_path: Any) -> None:
     executable = compile_program(program, threads=1, cache=tmp_path)
     executable(args, launch)
     close(args[1], evaluate(program, args, launch)[1])
-    assert any(used == kept for _, used in executable._variants)
+    assert any(used[1] == kept for used in executable._variants)
     for bad in (b"", b"[]", b'{"choice": 3}', path.read_bytes().replace(b'"tile": 64', b'"tile": 65'), path.read_bytes()[:-9]):
         path.write_bytes(bad)
         assert stored(tmp_path, program, launch) is None

@@ -37,7 +37,7 @@ def compute() -> Any:
     operator = load(SAXPY)["saxpy"]
     operator[4, 256](x, y, 2.0, N)
     start = vectors()
-    np.testing.assert_allclose(y, np.float32(2.0) * start[0] + start[1], rtol=1e-6)
+    np.testing.assert_allclose(y, np.float32(2.0) * start[0] + start[1], rtol=1e-6, atol=1e-6)
     return operator
 
 
@@ -198,7 +198,7 @@ def test_a_wrong_lift_is_never_used(monkeypatch: pytest.MonkeyPatch) -> None:
         operator = load(SAXPY, cache=False)["saxpy"]
         operator[4, 256](x, y, 2.0, N)
         assert operator.status == "spmd" and "refuted" in operator.reason
-        np.testing.assert_allclose(y, np.float32(2.0) * x + vectors()[1], rtol=1e-6)
+        np.testing.assert_allclose(y, np.float32(2.0) * x + vectors()[1], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", RIGHT, ids=lambda f: f.__name__)

@@ -40,7 +40,7 @@ def test_saxpy_by_every_way(use: str) -> None:
     wanted = np.float32(2.0) * x + y
     operator = load(SAXPY, use=use)["saxpy"]
     operator[4, 256](x, y, 2.0, N)
-    np.testing.assert_allclose(y, wanted, rtol=1e-6)
+    np.testing.assert_allclose(y, wanted, rtol=1e-6, atol=1e-6)
     assert operator.status == {"auto": "lifted"}.get(use, use)
     assert ("a1[" in operator.formula) == (operator.status == "lifted")
     assert operator.status in operator.explain()
@@ -62,7 +62,7 @@ def test_other_sizes_need_no_new_lift(monkeypatch: pytest.MonkeyPatch) -> None:
         x, y = vectors(n)
         wanted = np.float32(0.5) * x + y
         operator[(n + 255) // 256, 256](x, y, 0.5, n)
-        np.testing.assert_allclose(y, wanted, rtol=1e-6)
+        np.testing.assert_allclose(y, wanted, rtol=1e-6, atol=1e-6)
         assert operator.status == "lifted"
 
 
@@ -72,7 +72,7 @@ def test_a_grid_that_does_not_follow_from_the_sizes_is_computed_as_the_kernel_do
     wanted = y.copy()
     wanted[:512] += 2.0 * x[:512]
     operator[2, 256](x, y, 2.0, N)  # two blocks only: 512 of 1000 elements
-    np.testing.assert_allclose(y, wanted, rtol=1e-6)
+    np.testing.assert_allclose(y, wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_overlapping_arrays_are_computed_as_the_kernel_does() -> None:
@@ -93,7 +93,7 @@ def test_in_place_is_allowed_element_by_element() -> None:
     x, _ = vectors()
     wanted = np.float32(3.0) * x + x
     load(SAXPY)["saxpy"][4, 256](x, x, 3.0, N)
-    np.testing.assert_allclose(x, wanted, rtol=1e-6)
+    np.testing.assert_allclose(x, wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_data_dependent_writes_are_not_lifted() -> None:
@@ -262,7 +262,7 @@ def test_a_warm_start_neither_lifts_nor_verifies(monkeypatch: pytest.MonkeyPatch
     operator = load(SAXPY)["saxpy"]
     operator[4, 256](x, y, 2.0, N)
     seconds = time.perf_counter() - start
-    np.testing.assert_allclose(y, wanted, rtol=1e-6)
+    np.testing.assert_allclose(y, wanted, rtol=1e-6, atol=1e-6)
     assert operator.status == "lifted"
     assert seconds < 1.0  # 50 ms when the machine is quiet
 
@@ -275,7 +275,7 @@ def test_the_second_call_is_looked_up() -> None:
     y[:] = 0.0
     launch(x, y, 3.0, 8)
     assert launch._bound == bound
-    np.testing.assert_allclose(y, np.float32(3.0) * x, rtol=1e-6)
+    np.testing.assert_allclose(y, np.float32(3.0) * x, rtol=1e-6, atol=1e-6)
 
 
 def test_failures_to_lift_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

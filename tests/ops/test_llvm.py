@@ -93,6 +93,13 @@ def test_ptx_is_assembly_only() -> None:
         llvm.emit_object(AXPY, "z80")
 
 
+def test_an_abort_of_llvm_does_not_end_this_process() -> None:
+    bad = 'define void @f() { call void asm sideeffect "nonsense here", ""() ret void }'
+    with pytest.raises(ResourceError):
+        llvm.jit(bad)
+    np.testing.assert_array_equal(_run(llvm.jit(AXPY)), 2 * np.arange(37) + 1)
+
+
 def test_a_dying_back_end_is_an_error() -> None:
     with pytest.raises(ResourceError):
         llvm.emit_object('define void @f() { call void asm sideeffect "nonsense here", ""() ret void }', "aarch64")

@@ -15,10 +15,22 @@ from tools import fit_vmath
 
 N = 200_000
 REFERENCE = {
-    "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log2": np.log2, "log1p": np.log1p, "sin": np.sin, "cos": np.cos,
-    "tanh": np.tanh, "sinh": np.sinh, "cosh": np.cosh, "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "erf": lambda x: special.erf(x.astype(np.float64)), "erfc": lambda x: special.erfc(x.astype(np.float64)), "pow": np.power,
-}  # fmt: skip
+    "exp": np.exp,
+    "exp2": np.exp2,
+    "expm1": np.expm1,
+    "log": np.log,
+    "log2": np.log2,
+    "log1p": np.log1p,
+    "sin": np.sin,
+    "cos": np.cos,
+    "tanh": np.tanh,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "erf": lambda x: special.erf(x.astype(np.float64)),
+    "erfc": lambda x: special.erfc(x.astype(np.float64)),
+    "pow": np.power,
+}
 KINDS = [("f32", np.float32), ("f64", np.float64)]
 
 
@@ -68,12 +80,21 @@ def _samples(name: str, dtype: type, rng: np.random.Generator) -> np.ndarray:
     near = rng.uniform(-2, 2, N)
     tiny = rng.choice([-1, 1], N) * 10.0 ** rng.uniform(-30, 1, N)
     wide = {
-        "exp": rng.uniform(-top + 1, top, N), "exp2": rng.uniform(-125, 127, N) * (1 if single else 8), "expm1": rng.uniform(-50, top, N),
-        "log": 10.0 ** rng.uniform(-37, 38, N), "log2": 10.0 ** rng.uniform(-37, 38, N), "log1p": 10.0 ** rng.uniform(-30, 38, N) - 1e-9,
-        "sin": rng.uniform(-1, 1, N) * 10 ** rng.uniform(0, 8.9, N), "cos": rng.uniform(-1, 1, N) * 10 ** rng.uniform(0, 8.9, N),
-        "tanh": rng.uniform(-30, 30, N), "sinh": rng.uniform(-top - 0.6, top + 0.6, N), "cosh": rng.uniform(-top - 0.6, top + 0.6, N),
-        "sigmoid": rng.uniform(-top + 2, 40, N), "erf": rng.uniform(-6, 6, N), "erfc": rng.uniform(-6, 9 if single else 26, N),
-    }[name]  # fmt: skip
+        "exp": rng.uniform(-top + 1, top, N),
+        "exp2": rng.uniform(-125, 127, N) * (1 if single else 8),
+        "expm1": rng.uniform(-50, top, N),
+        "log": 10.0 ** rng.uniform(-37, 38, N),
+        "log2": 10.0 ** rng.uniform(-37, 38, N),
+        "log1p": 10.0 ** rng.uniform(-30, 38, N) - 1e-9,
+        "sin": rng.uniform(-1, 1, N) * 10 ** rng.uniform(0, 8.9, N),
+        "cos": rng.uniform(-1, 1, N) * 10 ** rng.uniform(0, 8.9, N),
+        "tanh": rng.uniform(-30, 30, N),
+        "sinh": rng.uniform(-top - 0.6, top + 0.6, N),
+        "cosh": rng.uniform(-top - 0.6, top + 0.6, N),
+        "sigmoid": rng.uniform(-top + 2, 40, N),
+        "erf": rng.uniform(-6, 6, N),
+        "erfc": rng.uniform(-6, 9 if single else 26, N),
+    }[name]
     x = np.concatenate([wide, near, tiny]).astype(dtype)
     if name in ("log", "log2"):
         return np.abs(x)

@@ -11,52 +11,21 @@ What is found holds for the sizes of this run and is numbers only; `symbolise` m
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gewu.ops import tensor
+from gewu.ops.digits import Digits, digits_of
 from gewu.ops.ir import WIDTH
 from gewu.ops.sizes import Affine, Size
 from gewu.ops.template import ABSENT, NotLifted, Term
 from gewu.ops.tensor import Assign, Expression
 
 Longs = NDArray[np.int64]
-Digits = list[tuple[int, Longs]]
 _SLOPES = (1, 2, 3, 4, -1, -2, -3, -4)
-
-
-def digits_of(rows: Longs) -> Digits | None:
-    """Count rows in a mixed radix in which all columns are linear.
-
-    Args:
-        rows: (n, columns).
-
-    Returns:
-        (radix, strides of the columns), fast digit first, or None if there is none.
-    """
-    count = len(rows)
-    delta = rows - rows[0]
-    found: Digits = []
-    step = 1
-    while step < count:
-        stride = delta[step]
-        line = delta[::step]
-        good = (line == np.arange(len(line))[:, None] * stride).all(axis=1)
-        radix = int(good.argmin()) if not good.all() else len(line)
-        if radix < 2 or count % (radix * step):
-            radix = next((r for r in range(radix, 1, -1) if count % (r * step) == 0), 0)
-            if not radix:
-                return None
-        found.append((radix, stride))
-        step *= radix
-    place, total = np.arange(count), np.zeros_like(delta)
-    for radix, stride in found:
-        total += (place % radix)[:, None] * stride
-        place = place // radix
-    return found if (total == delta).all() else None
 
 
 class Leaf:
@@ -68,9 +37,15 @@ class Leaf:
 
 
 def _mask(shape: tuple[int, ...], axes: tuple[Term, ...]) -> NDArray[np.bool_]:
+    """Return which entries of a leaf stand for terms that are there."""
     mask = np.ones(shape, np.bool_)
-    for depth, reduce in enumerate(axes):
-        mask &= reduce.present.reshape(shape[: depth + 2] + (1,) * (len(shape) - depth - 2))
+    names = [axis.axis for axis in axes]
+    for reduce in axes:
+        own = (*reduce.context, reduce.axis)
+        if set(own) <= set(names):
+            dims = [0, *(names.index(name) + 1 for name in own)]
+            wide = [shape[d] if d in dims else 1 for d in range(len(shape))]
+            mask &= reduce.present.reshape(wide)
     return mask
 
 
@@ -85,7 +60,7 @@ def leaves_of(root: Term) -> list[Leaf]:
             return
         seen.add(key)
         if term.kind in ("load", "index"):
-            found.append(Leaf(term, axes))
+            found.append(Leaf(term, tuple(axis for axis in axes if axis.axis in term.context)))
         inner = (*axes, term) if term.kind == "reduce" else axes
         for child in term.children:
             walk(child, inner)
@@ -97,8 +72,8 @@ def leaves_of(root: Term) -> list[Leaf]:
 class Fit:
     """The assignment that a group of outputs makes."""
 
-    def __init__(self, number: int, buffer: int, type_: str, places: Longs, root: Term) -> None:
-        self.number, self.buffer, self.type, self.root = number, buffer, type_, root
+    def __init__(self, number: int, buffer: int, type_: str, places: Longs, root: Term, elements: Mapping[int, str]) -> None:
+        self.number, self.buffer, self.type, self.root, self.elements = number, buffer, type_, root, elements
         self.places = places // (WIDTH[type_] // 8)
         self.leaves = leaves_of(root)
         self.inner = self._inner_digits()
@@ -203,7 +178,9 @@ class Fit:
         if term.kind == "load":
             place = next(i for i, leaf in enumerate(self.leaves) if leaf.term is term)
             index = self._index(place, WIDTH[term.type] // 8)
-            return tensor.Load(term.number, term.type, index, self._padding(place))
+            own = self.elements.get(term.number, term.type)
+            type_ = own if WIDTH[own] == WIDTH[term.type] and term.type[0] == "b" else term.type
+            return tensor.Load(term.number, type_, index, self._padding(place))
         if term.kind == "index":
             place = next(i for i, leaf in enumerate(self.leaves) if leaf.term is term)
             return tensor.Index(term.type, self._index(place, 1))
@@ -220,10 +197,12 @@ class Fit:
                 raise NotLifted("a sum of equal terms")
             radices, _, below = self.inner[term.axis]
             names = self._axis_names(term)
-            where = self._ragged(term, len(axes), below) if not term.present.all() else ()
+            where = self._ragged(term, below) if not term.present.all() else ()
             sized = tuple((n, Size.of(r)) for n, r in zip(names, radices, strict=True))
             return tensor.Reduce(term.op, term.type, sized, children[0], where)
-        return tensor.Apply(term.op, term.type, children, term.mods)
+        if term.op.endswith("_of_minus"):
+            children = (tensor.Apply("neg", term.type, children),)
+        return tensor.Apply(term.op.removesuffix("_of_minus"), term.type, children, term.mods)
 
     def _axis_names(self, reduce: Term) -> list[str]:
         return [f"{reduce.axis}_{self.number}_{d}" for d in range(len(self.inner[reduce.axis][0]))]
@@ -252,9 +231,10 @@ class Fit:
             total = total[..., None] + grid
         return total
 
-    def _ragged(self, reduce: Term, depth: int, below: list[int]) -> tuple[Affine, ...]:
+    def _ragged(self, reduce: Term, below: list[int]) -> tuple[Affine, ...]:
         """Return the conditions under which an output has a term: found by looking which predicted terms are there."""
         present = reduce.present
+        depth = present.ndim - 2
         if depth:
             flat = present.reshape(-1, present.shape[-1])
             if not (present == present[(slice(None),) + (slice(0, 1),) * depth]).all():

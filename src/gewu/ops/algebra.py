@@ -7,8 +7,8 @@ quotient, the butterfly of a warp to one sum, a product with zero padding to zer
 selection, bits, rounding to fewer bits) become smooth pseudo-random functions of their arguments: equal arguments give equal
 values, nothing else.
 
-A second evaluation in which all elements of one array look alike gives each node its shape: equal shapes are the same formula
-at other indices, whatever the order of the terms.
+A hash in which all elements of one array look alike gives each node its shape: equal shapes are the same formula at other
+indices, whatever the order of the terms of a sum and however many of one shape there are (an output at the rim has fewer).
 
 Limits: points are drawn from a fixed seed, so a coincidence (1e-18 a pair) is not excluded but checked later: `verify` compares
 every lifted program with the interpreter.  Equality is of real numbers: what rounding adds on purpose (compensated sums) is
@@ -31,10 +31,9 @@ Ids = NDArray[np.int64]
 
 NOT_A_NODE = -1
 MAGIC = 2.0**22  # adding a constant of this size rounds to an integer: not algebra in float32
-_MINUS = -0.7548776662466927  # stands for minus where terms of one shape must not cancel
 _TOLERANCE = 1e-10
 _INFINITY = 1.3247179572447460
-_FAR = 1e18
+FAR = 1e18
 
 
 def _mix(*words: Any) -> float:
@@ -58,6 +57,20 @@ def _scatter(values: NDArray[Any], salt: int) -> Reals:
     return 0.5 + (z >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
+def _hash(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return words mixed (splitmix64)."""
+    with np.errstate(over="ignore"):
+        z = words + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def _few(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return words with about eight bits set each, so that a union of some tells which."""
+    return words & _hash(words) & _hash(words ^ np.uint64(0xABCDEF)) | np.uint64(1) << (words & np.uint64(63))
+
+
 class Arena:
     """The nodes of a trace, growable, with their values.
 
@@ -65,7 +78,8 @@ class Arena:
         signatures: (operation, type, modifiers) by number.
         signature, args, data: as in `Trace`.
         exact: (2, n) values at two random points.
-        shape: (2, n) values in which all elements of an array are alike.
+        shape: a number that equal formulas share whose array elements differ.
+        moved: where the nodes of the trace are now.
         lead: (n, 2 buffers) what tells the terms of a sum apart: least and mean byte offset of each array below a node; a large
             number where there is none.
     """
@@ -76,10 +90,9 @@ class Arena:
         self.signature = np.array(trace.signature, np.int64)
         self.args = np.array(trace.args, np.int64).reshape(count, 4)
         self.data = np.array(trace.data, np.int64)
+        self.moved = np.arange(count)
         self.buffers = {buffer: column for column, buffer in enumerate(buffers)}
         self._number = {signature: i for i, signature in enumerate(self.signatures)}
-        self._products: dict[tuple[int, ...], int] = {}
-        self.canonical = np.arange(count)
 
     def number(self, op: str, type_: str, mods: tuple[str, ...] = ()) -> int:
         """Return the number of a signature, new or known."""
@@ -103,44 +116,142 @@ class Arena:
                 start = end
         return found
 
+    def spread(self) -> None:
+        """Make sums of products of `fma` and `dp4a`: the product first, then the sum."""
+        fused = np.array([_is_fused(*s) for s in self.signatures])[self.signature]
+        if not fused.any():
+            return
+        place = np.zeros(len(fused), np.int64)
+        zero, count = self.number("const", "b32"), 1
+        for start, stop in self.batches():  # all products of a batch, then all its sums: batches stay long
+            length = stop - start
+            count += length if fused[start] else 0
+            place[start:stop] = np.arange(count, count + length)
+            count += length
+        signature, args, data = np.full(count, zero), np.full((count, 4), NOT_A_NODE), np.zeros(count, np.int64)
+        moved = np.where(self.args >= 0, place[self.args], NOT_A_NODE)
+        signature[place], args[place], data[place] = self.signature, moved, self.data
+        batch = np.concatenate([np.full(stop - start, stop - start) for start, stop in self.batches()])
+        sums, products = place[fused], place[fused] - batch[fused]
+        for number in np.unique(self.signature[fused]):
+            op, type_, mods = self.signatures[number]
+            mine = self.signature[fused] == number
+            at, over = products[mine], sums[mine]
+            signature[at] = self.number("mul" if op == "fma" else "dp4a", type_, () if op == "fma" else mods)
+            args[at, :2] = moved[fused][mine, :2]
+            if op == "dp4a":
+                args[at, 2] = 0  # the constant zero that stands in front
+            signature[over] = self.number("add", type_)
+            args[over] = NOT_A_NODE
+            args[over, 0], args[over, 1] = at, moved[fused][mine, 2]
+        self.signature, self.args, self.data = signature, args, data
+        self.moved = place
+
     def evaluate(self) -> None:
         """Compute `exact`, then merge equal nodes into `canonical`, then compute `shape` and `lead` on what is left."""
         self._ranges = self.batches()
-        self.exact = self._values(False)
+        self._terms = self._extreme = np.zeros(len(self.signature), np.uint64)
+        self.exact = self._values()
         self._merge()
         self.args = np.where(self.args >= 0, self.canonical[self.args], self.args)
-        self.shape = self._values(True)
+        self.shape = self._shapes()
         self.lead = self._leads()
 
-    def _values(self, alike: bool) -> Reals:
+    def _values(self) -> Reals:
         values = np.zeros((2, len(self.signature)))
         with np.errstate(all="ignore"):
             for start, stop in self._ranges:
                 signature = self.signatures[self.signature[start]]
                 for sample in (0, 1):
-                    values[sample, start:stop] = self._batch(signature, start, stop, values[sample], sample, alike)
+                    values[sample, start:stop] = self._batch(signature, start, stop, values[sample], sample)
         return np.nan_to_num(values, nan=_INFINITY, posinf=_INFINITY, neginf=-_INFINITY)
 
-    def _batch(self, signature: Any, start: int, stop: int, values: Reals, sample: int, alike: bool) -> Any:
+    def _batch(self, signature: Any, start: int, stop: int, values: Reals, sample: int) -> Any:
         op, type_, mods = signature
         args, data = self.args[start:stop], self.data[start:stop]
         if op == "load":
-            return _mix(op, mods, type_, sample) if alike else _scatter(data * 64 + int(mods[0]), 7 + sample)
+            return _scatter(data * 64 + int(mods[0]), 7 + sample)
         if op == "scalar":
             return _scatter(data, 100 + sample)
         if op == "const":
             number = self.constant(np.arange(start, stop))
             return np.where(np.isfinite(number), number, _INFINITY * np.sign(number))
         v = [values[args[:, k]] for k in range(4) if args[0, k] >= 0]
+        if op == "sub" and type_ in FLOATS:
+            return self._difference(args, v)
+        if op == "mul" and type_ in FLOATS and (args[:, 0] == args[:, 1]).any():
+            return self._square(args, v)
         big = type_ == "f32" and any(self._has_magic(args[:, k]) for k in range(len(v)))
         if not big and not {"rm", "rp", "rz", "sat"} & set(mods):
-            known = _real(op, type_, mods, v, _MINUS if alike else -1.0)
+            known = _real(op, type_, mods, v)
             if known is not None:
                 return known
         if op in ("max", "min") and type_ != "pred":
             return np.logaddexp(v[0], v[1]) if op == "max" else -np.logaddexp(-v[0], -v[1])
         phase = sum(_mix(op, type_, mods, k, sample) * x for k, x in enumerate(v))
         return 1.0 + 0.4 * np.sin(3.0 * phase + _mix(op, type_, mods, sample))
+
+    def _difference(self, args: Ids, v: list[Reals]) -> Reals:
+        """Subtract; an element minus itself is a term like the others, not nothing: it may be the i = j of a sum over pairs."""
+        loads = np.array([s[0] == "load" for s in self.signatures])
+        same = loads[self.signature[args[:, 0]]] & loads[self.signature[args[:, 1]]] & (v[0] == v[1])
+        return np.where(same, _scatter(args[:, 0], 31), v[0] - v[1])
+
+    def _square(self, args: Ids, v: list[Reals]) -> Reals:
+        """Multiply; the square of a difference of elements is not that of the opposite difference, or pairs would lose their order."""
+        subtractions = np.array([s[0] == "sub" for s in self.signatures])
+        loads = np.array([s[0] == "load" for s in self.signatures])
+        odd = (args[:, 0] == args[:, 1]) & subtractions[self.signature[args[:, 0]]]
+        odd &= (
+            loads[self.signature[np.maximum(self.args[args[:, 0], 0], 0)]]
+            & loads[self.signature[np.maximum(self.args[args[:, 0], 1], 0)]]
+        )
+        return v[0] * v[1] + np.where(odd, 0.1 * v[0] ** 3, 0.0)
+
+    def _shapes(self) -> NDArray[np.uint64]:
+        """Return the shape of every node: a set of terms for sums and maxima, hashed; anything else is a set of one."""
+        terms = np.zeros(len(self.signature), np.uint64)  # the set, as a few bits for each member
+        for start, stop in self._ranges:
+            op, type_, mods = self.signatures[self.signature[start]]
+            args, word = self.args[start:stop], np.uint64(int(_mix(op, type_, mods) * 2**52))
+            columns = [args[:, k] for k in range(4) if args[0, k] >= 0]
+            if op == "const":
+                number = self.constant(np.arange(start, stop))
+                whole = (number == np.round(number)) & (np.abs(number) < 2**23) & (self.data[start:stop] < 2**23)
+                terms[start:stop] = np.where(
+                    whole & (number == 0), np.uint64(0), _few(_hash(self.data[start:stop].astype(np.uint64) ^ word))
+                )
+            elif op == "scalar":
+                terms[start:stop] = _few(_hash(self.data[start:stop].astype(np.uint64) ^ word))
+            elif op in ("add", "max", "min") and type_ != "pred":
+                salt = np.uint64(0 if op == "add" else 0x9E3779B97F4A7C15)
+                parts = [self._members(column, op, type_) for column in columns]
+                own = parts[0] | parts[1]
+                terms[start:stop] = own
+                if op != "add":
+                    self._extreme[start:stop] = own
+                    terms[start:stop] = _few(_hash(own ^ salt))
+            elif op in ("sub", "neg") and type_ in FLOATS:
+                opposite = _few(_hash(terms[columns[-1]] ^ np.uint64(0x5851F42D4C957F2D)))
+                terms[start:stop] = opposite | (terms[columns[0]] if op == "sub" else np.uint64(0))
+            else:
+                total = np.full(stop - start, word)
+                for k, column in enumerate(columns):
+                    part = _hash(terms[column] + np.uint64(0 if op == "mul" else k + 1))
+                    total = total + part
+                terms[start:stop] = _few(_hash(total))
+            zero = self.zero[start:stop]
+            terms[start:stop][zero] = 0
+            self._terms = terms
+        return _hash(terms)
+
+    def _members(self, column: Ids, op: str, type_: str) -> NDArray[np.uint64]:
+        """Return the terms that an operand brings into a sum, a maximum or a minimum."""
+        if op == "add":
+            integer = np.array([s[0] == "const" for s in self.signatures])[self.signature[column]] & (type_ not in FLOATS)
+            return np.where(integer, np.uint64(0), self._terms[column])
+        same = np.array([s[0] == op and s[1] == type_ for s in self.signatures])[self.signature[column]]
+        return np.where(same, self._extreme[column], self._terms[column])
 
     def _has_magic(self, nodes: Ids) -> bool:
         if self.signatures[self.signature[nodes[0]]][0] != "const":
@@ -192,7 +303,7 @@ class Arena:
         return zero | (constant & ((bits == 0) | (bits == 0x80000000) | (bits == 1 << 63)))
 
     def _leads(self) -> Reals:
-        lead = np.full((len(self.signature), 2 * max(1, len(self.buffers))), _FAR)
+        lead = np.full((len(self.signature), 2 * max(1, len(self.buffers))), FAR)
         for start, stop in self._ranges:
             op, _, mods = self.signatures[self.signature[start]]
             if op == "load":
@@ -204,57 +315,18 @@ class Arena:
 
     def _lead_of(self, lead: Reals, columns: Any) -> Any:
         if not len(columns):
-            return _FAR
+            return FAR
         half = lead.shape[1] // 2
         parts = np.stack([lead[column] for column in columns])
-        there = parts[:, :, half:] < _FAR
+        there = parts[:, :, half:] < FAR
         mean = np.where(there, parts[:, :, half:], 0.0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
-        return np.concatenate([parts[:, :, :half].min(axis=0), np.where(there.any(axis=0), mean.round(6), _FAR)], axis=1)
+        return np.concatenate([parts[:, :, :half].min(axis=0), np.where(there.any(axis=0), mean.round(6), FAR)], axis=1)
 
-    def extend(self, op: str, type_: str, mods: tuple[str, ...], columns: list[Ids]) -> Ids:
-        """Return nodes that apply an operation to columns of nodes; equal ones are made once."""
-        number = self.number(op, type_, mods)
-        rows, inverse = np.unique(np.stack(columns), axis=1, return_inverse=True)
-        made = np.empty(rows.shape[1], np.int64)
-        missing = []
-        for place, row in enumerate(rows.T.tolist()):
-            key = (number, *row)
-            if key in self._products:
-                made[place] = self._products[key]
-            else:
-                made[place] = self._products[key] = len(self.signature) + len(missing)
-                missing.append(place)
-        if missing:
-            self._append(number, rows[:, missing])
-        return made[np.reshape(inverse, -1)]
 
-    def add_constant(self, type_: str, bits: int) -> int:
-        """Return the node of a constant, new or made before."""
-        number = self.number("const", type_)
-        if (number, bits) not in self._products:
-            self._products[number, bits] = len(self.signature)
-            self._append(number, np.zeros((0, 1), np.int64), bits)
-        return self._products[number, bits]
-
-    def _append(self, number: int, rows: Ids, bits: int = 0) -> None:
-        start, extra = len(self.signature), rows.shape[1]
-        args = np.full((extra, 4), NOT_A_NODE)
-        args[:, : rows.shape[0]] = rows.T
-        self.signature = np.r_[self.signature, np.full(extra, number)]
-        self.args = np.r_[self.args, args]
-        self.data = np.r_[self.data, np.full(extra, bits)]
-        self.canonical = np.r_[self.canonical, np.arange(start, start + extra)]
-        signature = self.signatures[number]
-        for name, alike in (("exact", False), ("shape", True)):
-            old = getattr(self, name)
-            new = np.stack(
-                [np.broadcast_to(self._batch(signature, start, start + extra, old[s], s, alike), extra) for s in (0, 1)]
-            )
-            setattr(self, name, np.concatenate([old, new], axis=1))
-        lead = np.broadcast_to(self._lead_of(self.lead, rows), (extra, self.lead.shape[1]))
-        self.lead = np.concatenate([self.lead, lead])
-        zero = (np.abs(self.exact[:, start:]) == 0).all(axis=0)
-        self.zero = np.r_[self.zero, zero]
+def _is_fused(op: str, type_: str, mods: tuple[str, ...]) -> bool:
+    if op == "dp4a":
+        return True
+    return op == "fma" and type_ in FLOATS and not {"rm", "rp", "rz", "sat", "relu"} & set(mods)
 
 
 def _class_of(op: str, type_: str, mods: tuple[str, ...]) -> int:
@@ -268,14 +340,14 @@ def _class_of(op: str, type_: str, mods: tuple[str, ...]) -> int:
     return wide.get(result, 6 + ("16" in result) + 2 * ("8" in result))
 
 
-def _real(op: str, type_: str, mods: tuple[str, ...], v: list[Reals], minus: float) -> Reals | None:
+def _real(op: str, type_: str, mods: tuple[str, ...], v: list[Reals]) -> Reals | None:
     """Return an operation in real arithmetic, or None where it is no algebra."""
     if op in ("add", "sub", "mul", "fma", "neg"):
         if op == "neg":
-            return minus * v[0]
+            return -v[0]
         if op == "fma":
             return v[0] * v[1] + v[2]
-        return v[0] + v[1] if op == "add" else v[0] + minus * v[1] if op == "sub" else v[0] * v[1]
+        return v[0] + v[1] if op == "add" else v[0] - v[1] if op == "sub" else v[0] * v[1]
     if op == "mulwide":
         return v[0] * v[1]
     if op == "cvt":
@@ -286,6 +358,8 @@ def _real(op: str, type_: str, mods: tuple[str, ...], v: list[Reals], minus: flo
         return None
     if type_ not in ("f32", "f64"):
         return None
+    if op == "exp_of_minus":
+        return np.exp(np.clip(-v[0], -600, 600))
     if op in ("exp", "ex2"):
         return np.exp(np.clip(v[0] * (np.log(2.0) if op == "ex2" else 1.0), -600, 600))
     if op in ("div", "rcp"):

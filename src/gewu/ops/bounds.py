@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gewu.ops.nest import Access
+from gewu.ops.nest_parts import Access
 from gewu.ops.sizes import Affine
 
 

@@ -1,9 +1,10 @@
 """Clean a kernel: what it computes stays, the noise of machine code goes.
 
-The kernel goes into SSA form (`ssa`), every value is rebuilt with exact identities (`simplify`), loads and loop variables that are
-halves of one 64-bit value become that value, selections that only matter under one guard lose their other arm, dead code goes, and
-registers get one name for one meaning.  The result computes the same bits as before in every thread; a read of a register that was
-never written gives 0, and the two paths of a spelled-out division or square root become the operation that both compute.
+The kernel goes into SSA form (`ssa`), every value is rebuilt with exact identities (`simplify`), loads and loop variables that
+are halves of one 64-bit value become that value, selections that only matter under one guard lose their other arm, dead code
+goes, and registers get one name for one meaning.  The result computes the same bits as before in every thread; a read of a
+register that was never written gives 0, and the two paths of a spelled-out division or square root become the operation that
+both compute.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Final
 
 from gewu.ops.ir import PURE, Instruction, Kernel, Operand
 from gewu.ops.simplify import Values
+from gewu.ops.simplify_rules import RULES
 from gewu.ops.ssa import Graph, Phi, children, dominators, from_ssa, order, to_ssa
 
 _HALVES: Final = frozenset({"lo", "hi"})
@@ -44,7 +46,7 @@ def clean(kernel: Kernel) -> Kernel:
 
 def natural_width(op: str, type_: str) -> str:
     """Return the width of the result of an operation."""
-    if op == "setp" or type_ == "pred":
+    if op in ("setp", "fchk") or type_ == "pred":
         return "pred"
     if op in ("popc", "clz", "flo"):
         return "b32"
@@ -61,7 +63,7 @@ class _Cleaner:
         self.replaced: dict[str, Operand] = {}
         self.recognised: dict[str, set[tuple[Operand, ...]]] = {"divided": set(), "rooted": set()}
         self.uses: dict[str, set[str]] = {}
-        self.values = Values(graph)
+        self.values = Values(graph, RULES)
 
     def rounds(self, count: int) -> None:
         """Rebuild until nothing changes, at most `count` times."""
@@ -86,7 +88,7 @@ class _Cleaner:
         graph = self.graph
         self.recognised["divided"] |= self.values.divided
         self.recognised["rooted"] |= self.values.rooted
-        values = self.values = Values(graph)
+        values = self.values = Values(graph, RULES)
         values.settled = self._settled
         self.uses = self._kinds_of_use() if self.narrow else {}
         sequence = order(graph.next)
@@ -129,7 +131,7 @@ class _Cleaner:
             for op, name in zip(("lo", "hi"), old.dst, strict=True):
                 self.replaced[name] = values.build(op, old.type, src, (), self.graph.widths[name])
             return
-        shared = old.op in _VALUE or old.op == "special" and old.mods[0].split(".")[0] in _SPECIAL_ONCE
+        shared = old.op in _VALUE or (old.op == "special" and old.mods[0].split(".")[0] in _SPECIAL_ONCE)
         if shared and guard is None and len(old.dst) == 1:
             value = self.replaced[old.dst[0]] = self._value(old, src)
             if isinstance(value, str) and old.dst[0] in self.uses:
@@ -147,7 +149,7 @@ class _Cleaner:
     def _value(self, old: Instruction, src: tuple[Operand, ...]) -> Operand:
         width = self.graph.widths[old.dst[0]]
         if width != natural_width(old.op, old.type):
-            return self.values._made(old.op, old.type, src, old.mods, width)
+            return self.values.make(old.op, old.type, src, old.mods, width)
         return self.values.build(old.op, old.type, src, old.mods, width)
 
     def _joined(self, words: tuple[Operand, ...]) -> tuple[Operand, ...]:
@@ -269,7 +271,9 @@ class _Cleaner:
                     continue
                 names = tuple(graph.fresh("b64") for _ in pairs)
                 new.append(Instruction("ld", "b64", names, i.src, i.mods, i.guard, i.where))
-                new += [Instruction("unpack", "b64", pair, (name,), where=i.where) for name, pair in zip(names, pairs, strict=True)]
+                new += [
+                    Instruction("unpack", "b64", pair, (name,), where=i.where) for name, pair in zip(names, pairs, strict=True)
+                ]
                 changed = True
             graph.code[block] = new
         return changed
@@ -406,7 +410,9 @@ def _spelled_check(graph: Graph, check: Instruction) -> list[Instruction]:
     first = made("bfe", "u32", a, 23, 8, width="b32")
     second = made("bfe", "u32", b, 23, 8, width="b32")
     difference = made("sub", "s32", first, second, width="b32")
-    small = made("or", "pred", made("setp", "s32", first, 30, mods=("le",)), made("setp", "s32", difference, 0xFFFFFFA6, mods=("le",)))
+    small = made(
+        "or", "pred", made("setp", "s32", first, 30, mods=("le",)), made("setp", "s32", difference, 0xFFFFFFA6, mods=("le",))
+    )
     small = made("and", "pred", small, made("setp", "u32", a, 0, mods=("ne",)))
     edge = made("setp", "u32", made("sub", "u32", second, 1, width="b32"), 250, mods=("gt",))
     large = made("or", "pred", made("setp", "s32", difference, 120, mods=("ge",)), made("setp", "u32", first, 255, mods=("eq",)))

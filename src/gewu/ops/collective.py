@@ -27,11 +27,16 @@ class Collective:
         thread: Ids
         row: Ids
         nodes: Nodes | None
+        path: Ids | None
         registers: dict[str, NDArray[Any]]
         marks: dict[str, Ids]
 
-        def read(self, source: Operand, lanes: Lanes, full: bool, width: int) -> tuple[NDArray[Any], Ids | None]: ...
-        def write(self, name: str, lanes: Lanes, full: bool, bits: NDArray[Any], marks: Ids | None) -> None: ...
+        def read(  # noqa: D102
+            self, source: Operand, lanes: Lanes, full: bool, width: int
+        ) -> tuple[NDArray[Any], Ids | None]: ...
+        def write(  # noqa: D102
+            self, name: str, lanes: Lanes, full: bool, bits: NDArray[Any], marks: Ids | None
+        ) -> None: ...
         def _as_nodes(self, marks: Ids | None, bits: NDArray[Any], type_: str) -> Ids: ...
 
     def collective(self, i: Instruction, lanes: Lanes, full: bool) -> None:
@@ -39,6 +44,8 @@ class Collective:
         action = getattr(self, f"_do_{i.op}", None)
         if action is None:
             raise Unsupported("not interpreted", key=f"{self.kernel.name} at {i.where}", value=i.op)
+        if self.path is not None and (self.path[lanes] != NONE).any():
+            raise DataDependent(f"`{i.op}` in a branch that depends on data", key=f"{self.kernel.name} at {i.where}")
         action(i, lanes, full)
 
     def _warp(self, lanes: Lanes) -> Ids:
@@ -138,14 +145,15 @@ class Collective:
 
     # matrix products: D = A B + C over a warp, fragments as in the PTX manual
     def _do_mma(self, i: Instruction, lanes: Lanes, full: bool) -> None:
-        depth, kind = {"m16n8k16": 16, "m16n8k8": 8}[i.mods[0]], i.mods[1]
+        depth, kind = {"m16n8k16": 16, "m16n8k8": 8}.get(i.mods[0], 0), i.mods[1]
         if len(lanes) % WARP or (self._warp(lanes).reshape(-1, WARP) != self._warp(lanes)[::WARP, None]).any():
             raise DataDependent("a matrix product by part of a warp", key=f"{self.kernel.name} at {i.where}")
         half = kind in ("f16", "bf16")
-        if kind not in ("f16", "bf16", "tf32") or (half and depth == 8 and len(i.src) != 7):
-            raise Unsupported("a matrix product of this type", key=f"{self.kernel.name} at {i.where}", value=kind)
+        a_regs, b_regs = (4, 2) if depth == (16 if half else 8) else (2, 1)
+        known = (half and depth) or (kind == "tf32" and depth == 8)
+        if not known or i.type != "f32" or len(i.dst) != 4 or len(i.src) != a_regs + b_regs + 4:
+            raise Unsupported("a matrix product of this type", key=f"{self.kernel.name} at {i.where}", value=(i.type, *i.mods))
         count = len(lanes) // WARP
-        a_regs, b_regs = (4, 2) if (half and depth == 16) or (not half and depth == 8) else (2, 1)
         a, b, c = i.src[:a_regs], i.src[a_regs : a_regs + b_regs], i.src[a_regs + b_regs :]
         group, member = np.arange(WARP) // 4, np.arange(WARP) % 4
         pieces = [self._fragment(s, lanes, full, half) for s in (*a, *b)]
@@ -162,18 +170,33 @@ class Collective:
         self._products(i, lanes, full, c, left, right, depth, kind, group, member)
 
     def _products(
-        self, i: Instruction, lanes: Lanes, full: bool, c: Sequence[Operand], left: _Matrix, right: _Matrix, depth: int, kind: str, group: Any, member: Any
+        self,
+        i: Instruction,
+        lanes: Lanes,
+        full: bool,
+        c: Sequence[Operand],
+        left: _Matrix,
+        right: _Matrix,
+        depth: int,
+        kind: str,
+        group: Any,
+        member: Any,
     ) -> None:
-        for r, (name, source) in enumerate(zip(i.dst, c, strict=True)):
+        results = []
+        for r, source in enumerate(c):
             rows, columns = group + 8 * (r // 2), member * 2 + r % 2
             bits, marks = self.read(source, lanes, full, 32)
             total = cut(bits, 32).view(np.float32).astype(np.float64)
             for k in range(depth):
                 x, y = left.at(rows, k), right.at(np.full(WARP, k), columns)
-                total = total + scalar.to_float(x[0], kind if kind != "tf32" else "f32").astype(np.float64) * scalar.to_float(y[0], kind if kind != "tf32" else "f32")
+                total = total + scalar.to_float(x[0], kind if kind != "tf32" else "f32").astype(np.float64) * scalar.to_float(
+                    y[0], kind if kind != "tf32" else "f32"
+                )
                 if self.nodes is not None:
                     marks = self._fused(marks, bits, x, y, kind)
-            self.write(name, lanes, full, total.astype(np.float32).view(np.uint32), marks)
+            results.append((total.astype(np.float32).view(np.uint32), marks))
+        for name, (value, marks) in zip(i.dst, results, strict=True):
+            self.write(name, lanes, full, value, marks)
 
     def _fused(self, marks: Ids | None, bits: NDArray[Any], x: Any, y: Any, kind: str) -> Ids:
         assert self.nodes is not None

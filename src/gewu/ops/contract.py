@@ -9,15 +9,15 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from gewu.ops.nest import Access
-from gewu.ops.pool import run_ranges
+from gewu.ops import gemm
+from gewu.ops.nest_parts import Access
+from gewu.ops.pool import Memory, memory, run_ranges
 from gewu.ops.rewrite import Axes, Graph, same
 from gewu.ops.sizes import Affine, Size
 from gewu.ops.tensor import Apply, Expression, Load, Reduce
@@ -142,32 +142,73 @@ class Prepared:
     offsets: list[tuple[int, int]]
     lengths: list[int]
     dtype: Any
-    work: int
 
-    def run(self, pointers: Mapping[int, int] | Any, slots: Mapping[int, int], threads: int) -> None:
-        """Compute it; `pointers[slot]` are addresses."""
+    def run(self, pointers: Any, slots: Mapping[int, int], threads: int, cache: Path | None = None, packed: int = 0) -> None:
+        """Compute it; `pointers[slot]` are addresses, `packed` is where `pack` put the left side, or 0."""
         p = self.product
-        arrays = []
+        addresses = []
         for place, matrix in enumerate((p.left, p.right, p.out)):
             slot = matrix.buffer if place == 2 else slots.get(matrix.buffer, matrix.buffer)
-            memory = (ctypes.c_char * self.lengths[place]).from_address(pointers[slot] + self.offsets[place][0])
-            arrays.append(np.ndarray(self.shapes[place], self.dtype, memory, self.offsets[place][1], self.strides[place]))
-        left, right, out = arrays
-        if self.work < 1 << 18 or threads == 1 or blas_threads() >= threads:
-            np.matmul(left, right, out=out)
+            addresses.append(pointers[slot] + sum(self.offsets[place]))
+        if self._large():
+            self._own(addresses, threads, cache, packed)
+        else:
+            self._blas(addresses)
+
+    def _large(self) -> bool:
+        """Tell whether our own kernel is faster than a call of BLAS: enough work in each product, and no thin side."""
+        rows, columns = self.shapes[2][-2:]
+        each = rows * columns * self.shapes[0][-1]
+        return each >= 1 << 20 and min(rows, columns) >= 24 and self.dtype.itemsize in self.strides[2][-2:]
+
+    def shared(self, count: int) -> bool:
+        """Tell whether the left side is an argument and the same one in every block of the program."""
+        left = self.product.left
+        sizes = (left.index.offset, *(size for _, size in left.index.terms))
+        return left.buffer < count and not any("@" in str(size) for size in sizes)
+
+    def pack(self, pointers: Any, threads: int, cache: Path | None) -> Memory | None:
+        """Pack the left side for all runs that share it; None when `run` would not use it."""
+        if not self._large() or len(self.shapes[0]) > 2 or self.strides[2][1] != self.dtype.itemsize:
+            return None
+        a = pointers[self.product.left.buffer] + sum(self.offsets[0])
+        operands, kind = self._operands(a, 0, 0), self.product.out.type
+        held = memory(gemm.packed_bytes(kind, operands))
+        gemm.pack(kind, operands, held.address, threads, cache)
+        return held
+
+    def _operands(self, a: int, b: int, c: int) -> gemm.Operands:
+        """Return what the kernel needs; a C stored by columns is computed as its transpose, B' A'."""
+        (si, sk), (bk, bj), (ci, cj) = ([v // self.dtype.itemsize for v in s[-2:]] for s in self.strides)
+        rows, columns, inner = *self.shapes[2][-2:], self.shapes[0][-1]
+        if cj == 1:
+            return gemm.Operands(a, b, c, si, sk, bk, bj, ci, rows, columns, inner)
+        return gemm.Operands(b, a, c, bj, bk, sk, si, cj, columns, rows, inner)
+
+    def _own(self, addresses: list[int], threads: int, cache: Path | None, packed: int) -> None:
+        batches, kind = list(np.ndindex(*self.shapes[0][:-2])), self.product.out.type
+
+        def one(place: int, workers: int) -> None:
+            a, b, c = (
+                start + sum(i * s for i, s in zip(batches[place], strides, strict=False))
+                for start, strides in zip(addresses, self.strides, strict=True)
+            )
+            gemm.multiply(kind, self._operands(a, b, c), workers, cache, packed)
+
+        if len(batches) >= threads > 1:
+            run_ranges(lambda lo, hi: one(lo, 1), [(k, k + 1) for k in range(len(batches))], threads)
             return
-        by_rows = out.shape[-2] >= out.shape[-1]
-        length = out.shape[-2] if by_rows else out.shape[-1]
-        step = -(-length // (threads * (2 if length >= 512 * threads else 1)))
-        step = -(-step // 16) * 16
+        work = self.shapes[2][-1] * self.shapes[2][-2] * self.shapes[0][-1]
+        for place in range(len(batches)):
+            one(place, threads if work >= 1 << 22 else 1)
 
-        def part(lo: int, hi: int) -> None:
-            if by_rows:
-                np.matmul(left[..., lo:hi, :], right, out=out[..., lo:hi, :])
-            else:
-                np.matmul(left, right[..., lo:hi], out=out[..., lo:hi])
-
-        run_ranges(part, [(lo, min(lo + step, length)) for lo in range(0, length, step)], threads)
+    def _blas(self, addresses: list[int]) -> None:
+        arrays = []
+        for place in range(3):
+            start = addresses[place] - self.offsets[place][1]
+            memory = (ctypes.c_char * self.lengths[place]).from_address(start)
+            arrays.append(np.ndarray(self.shapes[place], self.dtype, memory, self.offsets[place][1], self.strides[place]))
+        np.matmul(arrays[0], arrays[1], out=arrays[2])
 
 
 def prepare(product: Product, launch: Mapping[str, int]) -> Prepared:
@@ -195,42 +236,4 @@ def prepare(product: Product, launch: Mapping[str, int]) -> Prepared:
         strides.append(tuple(s * kind.itemsize for s in step))
         offsets.append((low * kind.itemsize, (start - low) * kind.itemsize))
         lengths.append((high - low + 1) * kind.itemsize)
-    work = int(np.prod(shapes[0], dtype=object)) * shapes[1][-1]
-    return Prepared(product, shapes, strides, offsets, lengths, kind, work)
-
-
-@lru_cache(maxsize=1)
-def _openblas() -> Any:
-    """Return NumPy's own OpenBLAS as (get, set) functions of its number of threads, or None."""
-    folder = Path(np.__file__).parent.parent / "numpy.libs"
-    for path in sorted(folder.glob("*openblas*")):
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError:
-            continue
-        for suffix in ("64_", ""):
-            for prefix in ("scipy_", ""):
-                get = getattr(library, f"{prefix}openblas_get_num_threads{suffix}", None)
-                change = getattr(library, f"{prefix}openblas_set_num_threads{suffix}", None)
-                if get and change:
-                    return get, change
-    return None
-
-
-def blas_threads() -> int:
-    """Return how many threads BLAS uses (1 when unknown)."""
-    found = _openblas()
-    return int(found[0]()) if found else 1
-
-
-class single_threaded_blas:
-    """A context in which BLAS uses one thread, because the threads here are ours."""
-
-    def __enter__(self) -> None:
-        self._before = blas_threads()
-        if self._before > 1:
-            _openblas()[1](1)
-
-    def __exit__(self, *_: object) -> None:
-        if self._before > 1:
-            _openblas()[1](self._before)
+    return Prepared(product, shapes, strides, offsets, lengths, kind)

@@ -143,7 +143,12 @@ def read_container(data: bytes, file: str = "") -> Cubin:
     architecture = elf.flags >> 8 & 0xFF if elf.version >= 8 else elf.flags & 0xFF
     if architecture not in PARAMETER_BASE:
         allowed = ", ".join(f"sm_{n}" for n in PARAMETER_BASE)
-        raise InputError("machine code of an architecture that gewu does not read", file=file or None, value=f"sm_{architecture}", allowed=allowed)
+        raise InputError(
+            "machine code of an architecture that gewu does not read",
+            file=file or None,
+            value=f"sm_{architecture}",
+            allowed=allowed,
+        )
     layout = _Layout(elf, file)
     stacks = _stacks(elf)
     facts = {}
@@ -159,7 +164,9 @@ def _facts(elf: Elf, symbol: Symbol, architecture: int, layout: _Layout, stack: 
     shared = elf.named(f".nv.shared.{name}")
     size = max(shared.size if shared else 0, 1024 if architecture >= 90 else 0)
     if size > 1 << 20 or stack > 1 << 24:
-        raise InputError("kernel asks for more memory than any processor has", file=file or None, key=name, value=max(size, stack))
+        raise InputError(
+            "kernel asks for more memory than any processor has", file=file or None, key=name, value=max(size, stack)
+        )
     data, banks = layout.of(elf.named(f".nv.constant2.{name}"))
     return Facts(parameters, base or PARAMETER_BASE[architecture], size, stack + 15 & ~15, limit, required, data, banks)
 
@@ -233,7 +240,9 @@ class _Layout:
         start = len(self.data) + 15 & ~15
         if start + section.size > MAXIMUM_DATA:
             allowed = f"at most {MAXIMUM_DATA} bytes"
-            raise InputError("too much module data", file=self.file or None, key=section.name, value=section.size, allowed=allowed)
+            raise InputError(
+                "too much module data", file=self.file or None, key=section.name, value=section.size, allowed=allowed
+            )
         self.data.extend(bytes(start - len(self.data)))
         self.data.extend(section.data if section.data else bytes(section.size))
         return start
@@ -242,7 +251,9 @@ class _Layout:
         start, size = self.places[section.info], self.elf.sections[section.info].size
         for offset, number, kind, addend in relocations(section):
             if kind != _ABSOLUTE_64 or offset + 8 > size or number >= len(self.elf.symbols):
-                raise InputError("relocation of an unknown form", file=self.file or None, key=section.name, value=(offset, number, kind))
+                raise InputError(
+                    "relocation of an unknown form", file=self.file or None, key=section.name, value=(offset, number, kind)
+                )
             symbol = self.elf.symbols[number]
             if symbol.section not in self.places:
                 continue

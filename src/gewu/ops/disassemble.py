@@ -50,7 +50,9 @@ def disassemble(data: bytes, file: str = "", timeout_s: float = 120.0) -> str:
     """
     program = find_nvdisasm()
     if program is None:
-        raise ResourceError("reading machine code needs nvdisasm", hint="pip install nvidia-cuda-nvdisasm, or set GEWU_NVDISASM to it")
+        raise ResourceError(
+            "reading machine code needs nvdisasm", hint="pip install nvidia-cuda-nvdisasm, or set GEWU_NVDISASM to it"
+        )
     with tempfile.TemporaryDirectory(prefix="gewu-") as folder:
         path = Path(folder) / "code.cubin"
         write_atomic(path, data)
@@ -65,5 +67,7 @@ def disassemble(data: bytes, file: str = "", timeout_s: float = 120.0) -> str:
             raise ResourceError("disassembler cannot be started", file=str(program), value=error.strerror) from None
         if done.returncode:
             words = re.sub(re.escape(folder) + r"\S*", "", done.stderr.decode("utf-8", "replace")).strip().splitlines()
-            raise InputError("disassembler refuses the code", file=file or None, value=words[0] if words else f"exit code {done.returncode}")
+            raise InputError(
+                "disassembler refuses the code", file=file or None, value=words[0] if words else f"exit code {done.returncode}"
+            )
     return done.stdout.decode("utf-8", "replace")

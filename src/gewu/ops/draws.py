@@ -61,6 +61,9 @@ class Roles:
         for access in accesses(program):
             self._note(access.buffer, access.type)
         for assign in program.assigns:
+            made = _made(assign.value)
+            if WIDTH[made] <= WIDTH[assign.type]:
+                self._note(assign.buffer, made)
             for node, _, _ in walk(assign):
                 self._use(node)
         self.gathered, self.places = gathered(program), places(program)
@@ -81,6 +84,13 @@ class Roles:
         known = self.types.get(buffer)
         if known is None or (known not in FLOATS and type_ in FLOATS) or (known[0] == "b" and type_[0] in "us"):
             self.types[buffer] = type_
+
+
+def _made(value: Expression) -> str:
+    """Return the type of a value; of one that is packed of two, that of the halves."""
+    if isinstance(value, Apply) and value.op == "pack":
+        return _made(value.args[0])
+    return getattr(value, "type", "b8")
 
 
 def draw(roles: Roles, args: Sequence[Any], launch: Mapping[str, int], kind: str, rng: np.random.Generator) -> Draw | None:

@@ -52,7 +52,9 @@ class Elf:
 
 def _slice(data: memoryview, offset: int, size: int, what: str, file: str) -> memoryview:
     if offset < 0 or size < 0 or offset + size > len(data):
-        raise InputError(f"{what} lies outside the file", file=file or None, value=f"{offset:#x} + {size:#x}", allowed=f"below {len(data):#x}")
+        raise InputError(
+            f"{what} lies outside the file", file=file or None, value=f"{offset:#x} + {size:#x}", allowed=f"below {len(data):#x}"
+        )
     return data[offset : offset + size]
 
 

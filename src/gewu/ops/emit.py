@@ -14,204 +14,44 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from gewu.core.errors import InputError
-from gewu.ops import contract, llvm, transpose
+from gewu.ops import blocks, contract
 from gewu.ops.bounds import span
+from gewu.ops.forms import Form, ProductStep, Step, Variant, arguments_of, compile_form, ranges, small, starved
 from gewu.ops.ir import WIDTH
-from gewu.ops.lower import Module
-from gewu.ops.nest import Access, Choice, Function, Nest, Sizes
-from gewu.ops.pool import THREADS, run_ranges
-from gewu.ops.rewrite import Axes, Graph, walk
-from gewu.ops.sizes import Ceil, Size
-from gewu.ops.stage import Staged, Temporary, stage
-from gewu.ops.tensor import MATH, Apply, Assign, Expression, Gather, Load, Program, Reduce, Scalar
-
-GRAIN: Final = 1 << 17
-"""Points of work, weighed by what is computed in each, below which a second thread does not pay."""
-HEAVY: Final = frozenset(MATH) | {"ex2", "lg2", "sin", "cos", "tanh", "div", "sqrt", "rsqrt", "rcp"}
-_PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+from gewu.ops.nest_parts import Access, Choice
+from gewu.ops.pool import THREADS, run_ranges, scratch
+from gewu.ops.rewrite import Graph
+from gewu.ops.sizes import Size
+from gewu.ops.tensor import Expression, Gather, Load, Program
 
 
 class Overlap(InputError):
     """An output shares memory with an input that is read elsewhere: this form of the program cannot be used for the call."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A loop nest to run: its function, the group it came from, and the points of work in it."""
-
-    function: Function
-    assigns: tuple[Assign, ...]
-    work: tuple[tuple[Size, ...], ...]
-    weight: int
-
-    @property
-    def accesses(self) -> tuple[Access, ...]:
-        """What it reads and writes."""
-        return self.function.accesses
-
-    @property
-    def axes(self) -> Axes:
-        """The axes of its outputs."""
-        return self.assigns[0].axes
-
-    def describe(self) -> str:
-        """Return one line saying what this became."""
-        written = ", ".join(str(a.buffer) for a in self.assigns)
-        reduced = any(isinstance(e, Reduce) for e in walk([a.value for a in self.assigns]))
-        form = {"tiles": "column reduction", "single": "scalar", "transpose": "transpose"}.get(self.function.kind, "nest")
-        return f"buffer {written}: {'row reduction' if reduced and form == 'nest' else form}"
-
-
-@dataclass(frozen=True, slots=True)
-class ProductStep:
-    """A matrix product to run."""
-
-    product: contract.Product
-    accesses: tuple[Access, ...]
-
-    @property
-    def axes(self) -> Axes:
-        """The axes of its output."""
-        return (*self.product.batch, *self.product.rows, *self.product.columns)
-
-    def describe(self) -> str:
-        """Return one line saying what this is."""
-        return f"buffer {self.product.out.buffer}: matrix product"
-
-
 @dataclass(slots=True)
-class _Variant:
-    """One compiled form of a program."""
+class _Runs:
+    """The steps at known sizes: the sizes that nests read, calls with their ranges, and where arrays between steps lie."""
 
-    built: Built
-    library: llvm.Library | None
-    calls: list[Any]
-    gathers: tuple[tuple[int, str], ...]
+    sizes: Any
+    runs: list[tuple[Any, list[tuple[int, int]] | None]]
+    places: list[tuple[int, int]]
+    bytes: int
 
 
 @dataclass(slots=True)
 class _Prepared:
-    """What depends on launch and array lengths only."""
+    """What depends on launch and array lengths only: one run of the whole program, or one for each block."""
 
-    variant: _Variant
-    sizes: Any
-    runs: list[tuple[Any, list[tuple[int, int]] | None]]
-    temporaries: list[tuple[int, Any]]
+    variant: Variant
+    runs: list[_Runs]
     spans: dict[tuple[int, bool], tuple[int, int]]
     threads: int
-
-
-def arguments_of(program: Program) -> tuple[int, dict[int, str], set[str]]:
-    """Return the number of arguments that a program uses, its scalars' types, and the launch integers in its sizes."""
-    roots: list[Expression] = [a.value for a in program.assigns]
-    used, scalars, names = {a.buffer for a in program.assigns}, {}, set()
-    sizes: list[Size] = [
-        s for a in program.assigns for s in (*(n for _, n in a.axes), *_sizes(a.index), *(s for w in a.where for s in _sizes(w)))
-    ]
-    for e in walk(roots):
-        match e:
-            case Load():
-                used.add(e.buffer)
-                sizes += [*_sizes(e.index), *(s for w in e.where for s in _sizes(w))]
-            case Gather():
-                used.add(e.buffer)
-            case Scalar():
-                scalars[e.argument] = e.type
-            case Reduce():
-                sizes += [*(n for _, n in e.axes), *(s for w in e.where for s in _sizes(w))]
-            case _ if hasattr(e, "value"):
-                sizes += _sizes(e.value)
-    for size in sizes:
-        _names(size, names)
-    return max([*used, *scalars], default=-1) + 1, scalars, names
-
-
-def _sizes(index: Any) -> list[Size]:
-    return [*(s for _, s in index.terms), index.offset]
-
-
-def _names(size: Size, names: set[str]) -> None:
-    for _, factors in size.terms:
-        for factor in factors:
-            if isinstance(factor, Ceil):
-                _names(factor.numerator, names)
-                _names(factor.denominator, names)
-            else:
-                names.add(factor)
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How a program is staged and generated: see `stage` and `Nest`."""
-
-    split: bool = False
-    hoist: bool = True
-    blas: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """LLVM text of all nests of a program, the steps in order, the sizes that nests read, and the slots of an argument block."""
-
-    text: str
-    steps: list[Step | ProductStep]
-    sizes: Sizes
-    staged: Staged
-    copies: dict[int, int]
-    slots: int
-
-
-def build(program: Program, form: Form, choice: Choice) -> Built:
-    """Stage a program and generate its nests."""
-    graph, module, sizes = Graph(), Module(), Sizes()
-    count, _, _ = arguments_of(program)
-    staged = stage(graph, program, count, split=form.split, blas=form.blas)
-    first = count + len(staged.temporaries)
-    copies = {buffer: first + place for place, buffer in enumerate(staged.copies)}
-    flag = first + len(copies)
-    steps: list[Step | ProductStep] = []
-    texts = []
-    for place, group in enumerate(staged.groups):
-        if isinstance(group, contract.Product):
-            steps.append(ProductStep(group, group.accesses(copies)))
-            continue
-        function = _function(graph, module, sizes, f"nest{place}", group, copies, flag, form, choice)
-        texts.append(function.text)
-        heavy = sum(isinstance(e, Apply) and e.op in HEAVY for e in walk([a.value for a in group]))
-        steps.append(Step(function, tuple(group), _work(graph, group), 1 + 4 * heavy))
-    return Built("\n".join([module.text(), *texts]) if texts else "", steps, sizes, staged, copies, flag + 1)
-
-
-def _function(
-    graph: Graph,
-    module: Module,
-    sizes: Sizes,
-    name: str,
-    group: list[Assign],
-    copies: dict[int, int],
-    flag: int,
-    form: Form,
-    choice: Choice,
-) -> Function:
-    if len(group) == 1 and transpose.crossing(group[0]):
-        return transpose.build(module, sizes, name, group[0], copies)
-    return Nest(graph, module, sizes, name, group, slots=copies, flag=flag, choice=choice, hoist=form.hoist).build()
-
-
-def _work(graph: Graph, group: list[Assign]) -> tuple[tuple[Size, ...], ...]:
-    """Return products whose sum estimates the points of a group: its outputs, and each reduction where it is computed."""
-    outer = group[0].axes
-    found: dict[tuple[Size, ...], None] = {tuple(size for _, size in outer): None}
-    for e in walk([a.value for a in group]):
-        if isinstance(e, Reduce):
-            free = graph.free[id(e)]
-            found[(*(size for axis, size in outer if axis in free), *(size for _, size in e.axes))] = None
-    return tuple(found)
 
 
 class Executable:
@@ -227,7 +67,7 @@ class Executable:
         self._count, self._scalars, names = arguments_of(program)
         self._names = tuple(sorted(names))
         self._outputs = tuple(sorted({a.buffer for a in program.assigns}))
-        self._variants: dict[tuple[Form, Choice], _Variant] = {}
+        self._variants: dict[object, Variant] = {}
         self._prepared: dict[object, _Prepared] = {}
         self._aliased: dict[tuple[tuple[int, int], ...], Executable | None] = {}
         first = self._variant(Form(), choice or Choice())
@@ -237,18 +77,11 @@ class Executable:
         """Return the steps of a form with the default choice."""
         return self._variant(form, self.choice or Choice()).built.steps
 
-    def _variant(self, form: Form, choice: Choice) -> _Variant:
-        key = form, replace(choice, threads=0, blas=1)
+    def _variant(self, form: Form, choice: Choice, cut: blocks.Cut | None = None) -> Variant:
+        key = form, replace(choice, threads=0, blas=1), cut
         if key not in self._variants:
-            try:
-                built = build(self.program, form, choice)
-            except RecursionError:
-                raise InputError("this program is nested too deeply", key=self.program.name) from None
-            library = llvm.jit(built.text, cache=self.cache) if built.text else None
-            nests = [s.function.name if isinstance(s, Step) else "" for s in built.steps]
-            calls = [_PROTOTYPE(library.address(name)) if name and library else None for name in nests]
-            gathers = tuple(dict.fromkeys(entry for entry in built.sizes.entries if isinstance(entry, tuple)))
-            self._variants[key] = _Variant(built, library, calls, gathers)
+            program = blocks.blocked(self.program, cut) if cut else self.program
+            self._variants[key] = compile_form(program, form, choice, self.cache, self._count)
         return self._variants[key]
 
     def _chosen(self, launch: Mapping[str, int]) -> Choice:
@@ -284,20 +117,23 @@ class Executable:
         self._run(pointers, lengths, prepared)
 
     def _pack(self, args: Sequence[Any]) -> tuple[list[int], list[int]]:
+        """Return addresses (or the bits of scalars) and lengths in bytes."""
         if len(args) < self._count:
             raise InputError("too few arguments", key=self.program.name, value=len(args), allowed=f"at least {self._count}")
         pointers, lengths = [], []
+        scalars, outputs = self._scalars, self._outputs
         for place in range(self._count):
             a = args[place]
-            if isinstance(a, np.ndarray) and place not in self._scalars:
-                if not a.flags.c_contiguous or (place in self._outputs and not a.flags.writeable):
-                    what = "is read-only" if a.flags.c_contiguous else "is not contiguous"
+            if place in scalars:
+                pointers.append(_bits(a, scalars[place]))
+                lengths.append(-1)
+            elif isinstance(a, np.ndarray):
+                flags = a.flags
+                if not flags.c_contiguous or (place in outputs and not flags.writeable):
+                    what = "is read-only" if flags.c_contiguous else "is not contiguous"
                     raise InputError(f"argument {place} {what}", key=self.program.name)
                 pointers.append(a.ctypes.data)
                 lengths.append(a.nbytes)
-            elif place in self._scalars:
-                pointers.append(_bits(a, self._scalars[place]))
-                lengths.append(-1)
             else:
                 pointers.append(0)
                 lengths.append(0)
@@ -311,13 +147,23 @@ class Executable:
             variant = self._variant(form, choice)
             spans = self._spans(variant, launch, lengths)
         except InputError:
-            variant = self._variant(replace(form, hoist=False), choice)
+            form = replace(form, hoist=False)
+            variant = self._variant(form, choice)
             spans = self._spans(variant, launch, lengths)
-        values = [self._value(entry, launch, lengths) for entry in variant.built.sizes.entries]
         for buffer, kind in variant.gathers:
             if buffer < self._count and lengths[buffer] * 8 < WIDTH[kind]:
                 raise InputError(f"argument {buffer} is empty", key=self.program.name)
-        sizes = (ctypes.c_int64 * max(len(values), 1))(*values)
+        cut = None
+        if form.blas and not variant.gathers and not variant.built.copies and _cuttable(variant):
+            cut = blocks.choose(self.program, launch, self._count)
+        if cut is None:
+            return _Prepared(variant, [self._runs(variant, launch, lengths, threads)], spans, threads)
+        variant = self._variant(form, choice, cut[0])
+        each = blocks.launches(self.program, launch, *cut)
+        return _Prepared(variant, [self._runs(variant, one, lengths, 1) for one in each], spans, threads)
+
+    def _runs(self, variant: Variant, launch: Mapping[str, int], lengths: list[int], threads: int) -> _Runs:
+        values = [self._value(entry, launch, lengths) for entry in variant.built.sizes.entries]
         runs: list[tuple[Any, list[tuple[int, int]] | None]] = []
         for call, step in zip(variant.calls, variant.built.steps, strict=True):
             if any(size.value(launch) <= 0 for _, size in step.axes):
@@ -325,9 +171,12 @@ class Executable:
             if isinstance(step, ProductStep):
                 runs.append((contract.prepare(step.product, launch), None))
             else:
-                runs.append((call, _ranges(step, launch, threads)))
-        temporaries: list[tuple[int, Any]] = [(t.buffer, _scratch(t, launch)) for t in variant.built.staged.temporaries]
-        return _Prepared(variant, sizes, runs, temporaries, spans, threads)
+                runs.append((call, ranges(step, launch, threads)))
+        places, total = [], 0
+        for temporary in variant.built.staged.temporaries:
+            places.append((temporary.buffer, total))
+            total += -(-max(temporary.length.value(launch), 1) * WIDTH[temporary.type] // 512) * 64
+        return _Runs((ctypes.c_int64 * max(len(values), 1))(*values), runs, places, total)
 
     def _value(self, entry: Size | tuple[int, str], launch: Mapping[str, int], lengths: list[int]) -> int:
         if isinstance(entry, Size):
@@ -338,14 +187,14 @@ class Executable:
         """Choose the form for these sizes: small products as nests, reductions in parts where outputs are few."""
         form = Form(blas=bool(choice.blas))
         steps = self._variant(form, choice).built.steps
-        if any(isinstance(s, ProductStep) and _small(s.product, launch) for s in steps):
+        if any(isinstance(s, ProductStep) and small(s.product, launch) for s in steps):
             form = replace(form, blas=False)
             steps = self._variant(form, choice).built.steps
-        if threads > 1 and any(isinstance(s, Step) and _starved(s, launch, threads) for s in steps):
+        if threads > 1 and any(isinstance(s, Step) and starved(s, launch, threads) for s in steps):
             form = replace(form, split=True)
         return form
 
-    def _spans(self, variant: _Variant, launch: Mapping[str, int], lengths: list[int]) -> dict[tuple[int, bool], tuple[int, int]]:
+    def _spans(self, variant: Variant, launch: Mapping[str, int], lengths: list[int]) -> dict[tuple[int, bool], tuple[int, int]]:
         """Check every access; return for each argument the bytes read and written."""
         spans: dict[tuple[int, bool], tuple[int, int]] = {}
         back = {slot: buffer for buffer, slot in variant.built.copies.items()}
@@ -412,8 +261,6 @@ class Executable:
     def _run(self, pointers: list[int], lengths: list[int], prepared: _Prepared) -> None:
         built = prepared.variant.built
         block = (ctypes.c_uint64 * built.slots)(*pointers)
-        for buffer, scratch in prepared.temporaries:
-            block[buffer] = scratch.ctypes.data
         keep = []
         for buffer, slot in built.copies.items():
             copy = np.frombuffer(ctypes.string_at(pointers[buffer], lengths[buffer]), np.uint8)
@@ -422,36 +269,53 @@ class Executable:
         flag = ctypes.c_int64(0)
         if prepared.variant.gathers:
             block[built.slots - 1] = ctypes.addressof(flag)
-        arguments, sizes = ctypes.addressof(block), ctypes.addressof(prepared.sizes)
-        for call, ranges in prepared.runs:
-            if ranges is None:
-                call.run(block, built.copies, prepared.threads)
-            elif len(ranges) == 1:
-                call(arguments, sizes, *ranges[0])
-            elif ranges:
-                run_ranges(lambda lo, hi, call=call: call(arguments, sizes, lo, hi), ranges, prepared.threads)
+        if len(prepared.runs) == 1:
+            self._execute(prepared.runs[0], block, built.copies, prepared.threads, {})
+        else:
+            self._blocks(prepared, block)
         if flag.value:
             raise InputError("an index read from an array points outside of the array it indexes", key=self.program.name)
 
+    def _execute(self, one: _Runs, block: Any, copies: dict[int, int], threads: int, packed: dict[int, int]) -> None:
+        if one.places:
+            memory = scratch("arrays", one.bytes)
+            for buffer, place in one.places:
+                block[buffer] = memory.address + place
+        arguments, sizes = ctypes.addressof(block), ctypes.addressof(one.sizes)
+        for place, (call, parts) in enumerate(one.runs):
+            if parts is None:
+                call.run(block, copies, threads, self.cache, packed.get(place, 0))
+            elif len(parts) == 1:
+                call(arguments, sizes, *parts[0])
+            else:
+                run_ranges(lambda lo, hi, call=call: call(arguments, sizes, lo, hi), parts, threads)
 
-def _starved(step: Step, launch: Mapping[str, int], threads: int) -> bool:
-    """Tell whether a reduction has too few outputs to keep all threads busy."""
-    units = -(-step.function.extent.value(launch) // step.function.unit)
-    few = step.function.kind in ("rows", "tiles") and units < 2 * threads
-    return few and len(step.work) > 1 and _points(step, launch) > 2 * GRAIN
+    def _blocks(self, prepared: _Prepared, block: Any) -> None:
+        """Run all blocks, each on one thread; sides of products that are arguments are packed once for all."""
+        built = prepared.variant.built
+        packed, keep = {}, []
+        for place, (call, parts) in enumerate(prepared.runs[0].runs):
+            if parts is None and call.shared(self._count):
+                memory = call.pack(block, prepared.threads, self.cache)
+                if memory is not None:
+                    keep.append(memory)
+                    packed[place] = memory.address
+
+        def several(lo: int, hi: int) -> None:
+            own = type(block).from_buffer_copy(block)
+            for number in range(lo, hi):
+                self._execute(prepared.runs[number], own, built.copies, 1, packed)
+
+        count = len(prepared.runs)
+        step = max(1, count // (8 * prepared.threads))
+        run_ranges(several, [(lo, min(lo + step, count)) for lo in range(0, count, step)], prepared.threads)
 
 
-def _ranges(step: Step, launch: Mapping[str, int], threads: int) -> list[tuple[int, int]]:
-    """Cut the outermost loop of a step into ranges for threads, each worth more than waking one."""
-    function = step.function
-    units = -(-function.extent.value(launch) // function.unit)
-    pieces = min(4 * threads, _points(step, launch) * step.weight // GRAIN + 1, units) if threads > 1 else 1
-    if pieces <= 1:
-        return [(0, units)]
-    length = -(-units // pieces)
-    if function.kind == "elements":
-        length = -(-length // 1024) * 1024
-    return [(lo, min(lo + length, units)) for lo in range(0, units, length)]
+def _cuttable(variant: Variant) -> bool:
+    """Tell whether a product makes or takes an array between steps."""
+    between = {t.buffer for t in variant.built.staged.temporaries}
+    products = [s.product for s in variant.built.steps if isinstance(s, ProductStep)]
+    return any(m.buffer in between for p in products for m in (p.left, p.right, p.out))
 
 
 def _merged(program: Program, aliases: dict[int, int]) -> Program:
@@ -467,31 +331,6 @@ def _merged(program: Program, aliases: dict[int, int]) -> Program:
     return replace(
         program, assigns=tuple(replace(a, value=graph.replace(graph.intern(a.value), change)) for a in program.assigns)
     )
-
-
-def _small(product: contract.Product, launch: Mapping[str, int]) -> bool:
-    """Tell whether a call of BLAS would cost more than it saves."""
-    counts = []
-    for axes in (product.rows, product.columns, product.inner):
-        count = 1
-        for _, size in axes:
-            count *= size.value(launch)
-        counts.append(count)
-    return min(counts[:2]) < 4 or counts[0] * counts[1] * counts[2] < 1 << 14
-
-
-def _points(step: Step, launch: Mapping[str, int]) -> int:
-    total = 0
-    for factors in step.work:
-        product = 1
-        for size in factors:
-            product *= size.value(launch)
-        total += product
-    return total
-
-
-def _scratch(temporary: Temporary, launch: Mapping[str, int]) -> Any:
-    return np.empty(max(temporary.length.value(launch), 1) * WIDTH[temporary.type] // 8, np.uint8)
 
 
 def _bits(value: Any, kind: str) -> int:

@@ -1,19 +1,22 @@
-"""Matrix products in LLVM text: packed panels and a kernel that keeps a block of the result in registers (Goto and van de Geijn, 2008).
+"""Matrix products in LLVM text: packed panels and a kernel that keeps a block of the result in registers.
 
-C[i, j] = sum_k A[i, k] B[k, j] for any strides of A and B and unit column stride of C.  A is packed once into panels of ROWS rows,
-each thread packs the part of B that it multiplies into panels of two vectors of columns; both with zeros at ragged edges.  Panels are
-transposed in registers where memory runs along k.  DEPTH is chosen so that a panel of B stays in the first-level cache.
-"""
+C[i, j] = sum_k A[i, k] B[k, j] for any strides of A and B and unit column stride of C. A is packed once into panels of ROWS
+rows, each thread packs the part of B that it multiplies into panels of two vectors of columns; both with zeros at ragged
+edges. Panels are transposed in registers where memory runs along k. DEPTH is chosen so that a panel of B stays in the
+first-level cache (Goto and van de Geijn, ACM Trans. Math. Softw. 34, 12, 2008)."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 from gewu.ops import llvm
 from gewu.ops.lower import Lower, Module
+from gewu.ops.pool import run_ranges, scratch
 
 DEPTH: Final = 256
 ROW_BLOCK: Final = 12
@@ -83,7 +86,8 @@ class _Writer:
         self.lower.lines += [f"  store i64 {lo}, ptr %c{n}", f"  br label %h{n}", f"h{n}:", f"  %i{n} = load i64, ptr %c{n}"]
         self.lower.lines += [f"  %m{n} = icmp slt i64 %i{n}, {hi}", f"  br i1 %m{n}, label %b{n}, label %e{n}", f"b{n}:"]
         body(f"%i{n}")
-        self.lower.lines += [f"  %n{n} = add nsw i64 %i{n}, {step}", f"  store i64 %n{n}, ptr %c{n}", f"  br label %h{n}", f"e{n}:"]
+        self.lower.lines += [f"  %n{n} = add nsw i64 %i{n}, {step}", f"  store i64 %n{n}, ptr %c{n}"]
+        self.lower.lines += [f"  br label %h{n}", f"e{n}:"]
 
     def branch(self, test: str, yes: Callable[[], None], no: Callable[[], None]) -> None:
         n = next(self.names)
@@ -97,14 +101,15 @@ class _Writer:
         self.lower.lines.append(f"z{n}:")
 
     def function(self, head: str) -> str:
-        return "\n".join([head + " #0 {", "entry:", *self.entry, "  br label %start", "start:", *self.lower.lines, "  ret void", "}"])
+        begin = [f"{head} #0 {{", "entry:", *self.entry, "  br label %start", "start:"]
+        return "\n".join([*begin, *self.lower.lines, "  ret void", "}"])
 
 
 def text(kind: str) -> str:
     """Return an LLVM module with `pack_rows` and `multiply` for an element type."""
     module, block = Module(), shape(kind)
-    functions = [_pack(module, block, block.rows), _pack(module, block, block.columns), _kernel(module, block), _edge(module, block)]
-    functions += [_pack_rows(module, block), _multiply(module, block)]
+    functions = [_pack(module, block, block.rows), _pack(module, block, block.columns), _kernel(module, block)]
+    functions += [_edge(module, block), _pack_rows(module, block), _multiply(module, block)]
     return "\n".join([module.text(), *functions])
 
 
@@ -145,7 +150,8 @@ def _pack(module: Module, block: Shape, width: int) -> str:
         plain(done)
 
     w.branch(along, turned, lambda: w.branch(across, straight, lambda: plain("0")))
-    return w.function(f"define internal void @pack{width}(ptr noalias %from, ptr noalias %to, i64 %si, i64 %sk, i64 %n, i64 %depth) noinline")
+    head = "ptr noalias %from, ptr noalias %to, i64 %si, i64 %sk, i64 %n, i64 %depth"
+    return w.function(f"define internal void @pack{width}({head}) noinline")
 
 
 def _turn(w: _Writer, block: Shape, k: str, first: int, count: int, width: int) -> None:
@@ -211,7 +217,8 @@ def _kernel(module: Module, block: Shape) -> str:
             w.line(f"store {block.vector} {value}, ptr {place}, align {align}")
 
     w.branch("%more", lambda: finish(True), lambda: finish(False))
-    return w.function("define internal void @kernel(ptr noalias %a, ptr noalias %b, ptr noalias %c, i64 %ldc, i64 %depth, i1 %more) noinline")
+    head = "ptr noalias %a, ptr noalias %b, ptr noalias %c, i64 %ldc, i64 %depth, i1 %more"
+    return w.function(f"define internal void @kernel({head}) noinline")
 
 
 def _edge(module: Module, block: Shape) -> str:
@@ -288,8 +295,77 @@ def _multiply(module: Module, block: Shape) -> str:
         n, m = w.least(w.sub("%rows", top), r), w.least(w.sub("%columns", side), c)
         whole = w.emit(f"and i1 {w.emit(f'icmp eq i64 {n}, {r}')}, {w.emit(f'icmp eq i64 {m}, {c}')}")
         same = f"ptr {left}, ptr {right}, ptr {out}, i64 %ldc, i64 {deep}, i1 {more}"
-        w.branch(whole, lambda: w.line(f"call void @kernel({same})"), lambda: w.line(f"call void @edge({same}, i64 {n}, i64 {m})"))
+        ragged = f"call void @edge({same}, i64 {n}, i64 {m})"
+        w.branch(whole, lambda: w.line(f"call void @kernel({same})"), lambda: w.line(ragged))
 
     w.loop("%jlo", "%jhi", COLUMN_BLOCK, columns)
     head = "ptr %packed, ptr %b, ptr %c, ptr %work, i64 %sk, i64 %sj, i64 %ldc, i64 %rows, i64 %columns, i64 %inner"
     return w.function(f"define void @multiply({head}, i64 %ilo, i64 %ihi, i64 %jlo, i64 %jhi)")
+
+
+_POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
+
+
+@lru_cache(maxsize=4)
+def _functions(kind: str, cache: Path | None) -> tuple[Any, Any, llvm.Library]:
+    library = llvm.jit(text(kind), cache=cache)
+    pack = ctypes.CFUNCTYPE(None, *[_POINTER] * 2, *[_INTEGER] * 6)(library.address("pack_rows"))
+    multiply = ctypes.CFUNCTYPE(None, *[_POINTER] * 4, *[_INTEGER] * 10)(library.address("multiply"))
+    return pack, multiply, library
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """Addresses, strides in elements (A along rows and inner, B along inner and columns, C along rows) and sizes."""
+
+    a: int
+    b: int
+    c: int
+    si: int
+    sk: int
+    bk: int
+    bj: int
+    ldc: int
+    rows: int
+    columns: int
+    inner: int
+
+
+def pack(kind: str, o: Operands, target: int, threads: int, cache: Path | None = None) -> None:
+    """Pack A to an address with `packed_bytes` bytes."""
+    call = _functions(kind, cache)[0]
+    panels = -(-o.rows // shape(kind).rows)
+    run_ranges(lambda lo, hi: call(o.a, target, o.si, o.sk, o.rows, o.inner, lo, hi), _cut(panels, threads), threads)
+
+
+def packed_bytes(kind: str, o: Operands) -> int:
+    """Return the bytes that a packed A takes."""
+    rows = shape(kind).rows
+    return -(-o.rows // rows) * rows * o.inner * (4 if kind == "f32" else 8)
+
+
+def multiply(kind: str, o: Operands, threads: int, cache: Path | None = None, packed: int = 0) -> None:
+    """Compute C = A B with up to `threads` threads; `packed`: where A lies packed already."""
+    run, block = _functions(kind, cache)[1], shape(kind)
+    panels, strips = -(-o.rows // block.rows), -(-o.columns // block.columns)
+    if not packed:
+        held = scratch("packed", packed_bytes(kind, o))
+        packed = held.address
+        pack(kind, o, packed, threads, cache)
+    bytes_ = COLUMN_BLOCK * block.columns * DEPTH * (4 if kind == "f32" else 8)
+
+    def part(i0: int, i1: int, j0: int, j1: int) -> None:
+        work = scratch("work", bytes_)
+        run(packed, o.b, o.c, work.address, o.bk, o.bj, o.ldc, o.rows, o.columns, o.inner, i0, i1, j0, j1)
+
+    if threads == 1:
+        part(0, panels, 0, strips)
+    elif strips >= panels or strips >= 4 * threads:
+        run_ranges(lambda lo, hi: part(0, panels, lo, hi), _cut(strips, 4 * threads), threads)
+    else:
+        run_ranges(lambda lo, hi: part(lo, hi, 0, strips), _cut(panels, 2 * threads), threads)
+
+
+def _cut(count: int, pieces: int) -> list[tuple[int, int]]:
+    length = -(-count // pieces)
+    return [(lo, min(lo + length, count)) for lo in range(0, count, length)]

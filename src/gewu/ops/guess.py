@@ -9,7 +9,6 @@ Limits: guesses, for analysis only; a launch is used when no access leaves the a
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ from typing import Any, Final
 import numpy as np
 
 from gewu.ops.arguments import Shape
-from gewu.ops.ir import FLOATS, Instruction, Kernel
+from gewu.ops.ir import FLOATS, WIDTH, Instruction, Kernel
 
 _CARRY: Final = frozenset({"mov", "pack", "unpack", "add", "sub", "select"})
 _MOST_ELEMENTS: Final = 1 << 22
+_SHARED: Final = 49152  # more than a kernel wants does no harm
 _DTYPES: Final = {
     **{"f32": "float32", "f64": "float64", "f16": "float16", "f16x2": "float16", "bf16": "uint16", "bf16x2": "uint16"},
     **{"u8": "uint8", "s8": "int8", "b8": "uint8", "u16": "uint16", "s16": "int16", "b16": "float16"},
@@ -97,25 +97,31 @@ def launches(kernel: Kernel, size: int, rng: np.random.Generator) -> Iterator[La
             args.append(np.dtype(f"i{parameter.size}").type(sizes[whole.index(number)]))
         else:
             args.append(np.void(bytes(parameter.size)))
-    for (grid, block), shared in itertools.product(_shapes(kernel, sizes, size), (0, 16384)):
-        yield Launchable(grid, block, shared, args)
+    for grid, block in _shapes(kernel, sizes, size):
+        yield Launchable(grid, block, _SHARED, args)
 
 
 def _shapes(kernel: Kernel, sizes: list[int], size: int) -> Iterator[tuple[Shape, Shape]]:
+    used = {i.mods[0] for block in kernel.blocks for i in block.code if i.op == "special" and i.mods}
     most = kernel.limit or 1024
     wide = max(sizes, default=size)
+    down = sizes[0] if len(sizes) > 1 else 1
     if kernel.required:
         x, y, z = (*kernel.required, 1, 1)[:3]
         yield (-(-wide // x), -(-wide // y) if y > 1 else 1, 1), (x, y, z)
-    if len(sizes) >= 2:
-        if most >= 256:
-            yield (-(-sizes[1] // 16), -(-sizes[0] // 16), 1), (16, 16, 1)
-        yield (sizes[0], 1, 1), (min(128, most), 1, 1)
-        if most >= 256:
-            yield (-(-sizes[1] // 32), -(-sizes[0] // 32), 1), (32, 8, 1)
+    if "tid.y" in used and most >= 256:
+        across = sizes[1] if len(sizes) > 1 else wide
+        yield (-(-across // 16), -(-down // 16), 1), (16, 16, 1)
+        yield (-(-across // 32), -(-down // 32), 1), (32, 8, 1)
+        return
     threads = min(256, most)
-    yield (-(-(math.prod(sizes) if len(sizes) > 1 else wide) // threads), 1, 1), (threads, 1, 1)
-    yield (-(-wide // (4 * threads)), 1, 1), (threads, 1, 1)
+    layers = down if "ctaid.y" in used else 1
+    if len(sizes) > 1:
+        for row in (32, min(128, most)):  # what is written for one warp is right with 32 only
+            yield (sizes[0], layers, 1), (row, 1, 1)
+        yield (-(-math.prod(sizes) // threads), layers, 1), (threads, 1, 1)
+    yield (-(-wide // threads), layers, 1), (threads, 1, 1)
+    yield (-(-wide // (4 * threads)), layers, 1), (threads, 1, 1)
     yield (1, 1, 1), (threads, 1, 1)
     yield (1, 1, 1), (32, 1, 1)
 
@@ -177,7 +183,7 @@ def _used_as(kernel: Kernel, access: Instruction) -> str:
             used = names & {*(s for s in instruction.src if isinstance(s, str)), *instruction.dst}
             if used and instruction.op not in ("ld", "st", "mov", "pack", "unpack", "select", "param"):
                 kind = instruction.mods[0] if instruction.op == "cvt" and names & set(instruction.src) else instruction.type
-                if kind in _DTYPES and kind[1:] == access.type[1:]:
+                if kind in _DTYPES and WIDTH[kind] == WIDTH[access.type]:
                     return kind
     return access.type
 

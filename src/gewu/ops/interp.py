@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from gewu.core.errors import InputError
 from gewu.ops import scalar
+from gewu.ops.access import Access
 from gewu.ops.collective import Collective
 from gewu.ops.flow import Flow
-from gewu.ops.ir import CONST_WINDOW, LOCAL_WINDOW, PURE, SHARED_WINDOW, WIDTH, Instruction, Kernel, Operand, Unsupported
+from gewu.ops.ir import PURE, WIDTH, Instruction, Kernel, Operand, Unsupported
 from gewu.ops.memory import Arrays, Fault, Scratch, Symbols, address_of
 from gewu.ops.scalar import UNSIGNED, cut
 from gewu.ops.trace import NONE, DataDependent, Ids, Nodes, SymbolicBuffer, Trace
@@ -64,7 +65,7 @@ def run(
     Raises:
         InputError: an access outside an array (with block, thread and address), a trap, no end in sight.
     """
-    threads = block[0] * block[1] * block[2]
+    threads = _threads(kernel, grid, block)
     together = max(1, lanes // threads)
     total, counts = grid[0] * grid[1] * grid[2], Counts()
     arrays = Arrays(args, kernel.data)
@@ -88,6 +89,7 @@ def trace(kernel: Kernel, grid: Shape, block: Shape, args: Sequence[Any], *, sha
         DataDependent: control, an address or the order of threads depends on data.
         InputError: as for `run`.
     """
+    _threads(kernel, grid, block)
     nodes = Nodes()
     blocks = np.arange(grid[0] * grid[1] * grid[2])
     machine = Machine(kernel, grid, block, blocks, args, shared, limit, None, nodes)
@@ -99,7 +101,15 @@ def trace(kernel: Kernel, grid: Shape, block: Shape, args: Sequence[Any], *, sha
     return found
 
 
-class Machine(Collective):
+def _threads(kernel: Kernel, grid: Shape, block: Shape) -> int:
+    """Return the threads of a block; refuse a launch that is none."""
+    threads = block[0] * block[1] * block[2]
+    if min(*grid, *block) < 1 or threads > 1024:
+        raise InputError("no launch", key=kernel.name, value=(grid, block), allowed="1 or more blocks of 1 to 1024 threads")
+    return threads
+
+
+class Machine(Access, Collective):
     """Some blocks of a launch in execution."""
 
     def __init__(
@@ -116,6 +126,7 @@ class Machine(Collective):
     ) -> None:
         self.kernel, self.grid, self.block, self.limit = kernel, grid, block, limit
         self.flow = Flow(kernel)
+        self.used = {s for b in kernel.blocks for i in b.code for s in (*i.src, *(i.guard or ())[:1])}
         self.threads = block[0] * block[1] * block[2]
         self.count = len(blocks) * self.threads
         self.blocks = blocks
@@ -132,7 +143,9 @@ class Machine(Collective):
         self.arrays, self.nodes = arrays, nodes
         self.symbols = None if nodes is None else Symbols(args, nodes, np.repeat(blocks, self.threads), kernel.data)
         self.shared_bytes = -(-kernel.shared // 16) * 16 + shared if shared else kernel.shared
-        self.shared = Scratch(len(blocks), self.shared_bytes, nodes)
+        # Shared memory is given out in pieces of 128 bytes, and ptxas knows it: LDS.128 may read past the last element.
+        unit = 1 if kernel.source.startswith("ptx") else 128
+        self.shared = Scratch(len(blocks), -(-self.shared_bytes // unit) * unit, nodes)
         self.local: Scratch | None = None
         self._arguments(args)
 
@@ -148,8 +161,10 @@ class Machine(Collective):
             if isinstance(value, np.ndarray | SymbolicBuffer):
                 value = np.uint64(address_of(number))
             raw = np.asarray(value)
-            if raw.nbytes > parameter.size:
-                raise InputError("an argument of the wrong size", key=f"argument {number}", value=raw.nbytes, allowed=str(parameter.size))
+            if raw.nbytes != parameter.size:
+                raise InputError(
+                    "an argument of the wrong size", key=f"argument {number}", value=raw.nbytes, allowed=str(parameter.size)
+                )
             self.block_of_arguments[parameter.offset : parameter.offset + raw.nbytes] = np.frombuffer(raw.tobytes(), np.uint8)
             if self.nodes is not None and raw.dtype.kind == "f":
                 self.symbolic_arguments[parameter.offset] = (number, parameter.size)
@@ -178,7 +193,9 @@ class Machine(Collective):
             active = self.everyone if whole and chosen.all() else lanes[chosen]
             self.counts.steps += 1
             if self.counts.steps > self.limit:
-                raise InputError("did not finish", key=self.kernel.name, value=f"{self.limit} basic blocks", hint="it may not end")
+                raise InputError(
+                    "did not finish", key=self.kernel.name, value=f"{self.limit} basic blocks", hint="it may not end"
+                )
             self._block(here, active)
 
     def _release(self, lanes: Lanes, stop: int | None) -> None:
@@ -256,7 +273,9 @@ class Machine(Collective):
         self.pc[lanes] = start
         self._region(lanes, join)
 
-    def _merge(self, name: str, lanes: Lanes, condition: Ids, holds: NDArray[np.bool_], bits: NDArray[Any], marks: Ids | None) -> None:
+    def _merge(
+        self, name: str, lanes: Lanes, condition: Ids, holds: NDArray[np.bool_], bits: NDArray[Any], marks: Ids | None
+    ) -> None:
         """Set a register to what the first side left where the condition holds, else to what the second left."""
         assert self.nodes is not None
         now, mine = self.registers[name][lanes], self._marks_of(name, lanes)
@@ -366,7 +385,7 @@ class Machine(Collective):
         some = marks != NONE
         lanes, holds, marks = lanes[some], holds[some], marks[some]
         if i.op in ("st",):
-            self._store(i, lanes, False, marks)
+            self._act(i, lanes, False, marks)
             return
         if i.op not in PURE and i.op not in ("ld", "special", "param"):
             raise DataDependent(f"`{i.op}` under a condition that depends on data", key=f"{self.kernel.name} at {i.where}")
@@ -453,7 +472,9 @@ class Machine(Collective):
             if i.op == "cvt":
                 high, low = (self.nodes.add("cvt", half, i.mods, [a]) for a in args)
             else:
-                low, high = (self.nodes.add(i.op, half, i.mods, [self.nodes.half(a, h, "b32") for a in args]) for h in (False, True))
+                low, high = (
+                    self.nodes.add(i.op, half, i.mods, [self.nodes.half(a, h, "b32") for a in args]) for h in (False, True)
+                )
             return self.nodes.join(low, high, "b32")
         return self.nodes.add(i.op, i.type, i.mods, args)
 
@@ -504,235 +525,6 @@ class Machine(Collective):
                     leaf = self.nodes.half(leaf, offset > start, f"b{8 * whole}")
                 marks = np.repeat(leaf, len(lanes))
         self.write(i.dst[0], lanes, full, bits, marks)
-
-    # memory
-    def _address(self, i: Instruction, lanes: Lanes, full: bool) -> tuple[NDArray[np.uint64], Ids | None]:
-        space = i.mods[0]
-        bits, marks = self.read(i.src[0], lanes, full, 64)
-        offset = i.src[1]
-        assert isinstance(offset, int)
-        if marks is not None and not (marks != NONE).any():
-            marks = None
-        address = cut(bits, 64) + np.uint64(offset)
-        if space in ("shared", "local"):
-            address = (cut(bits, 64) + np.uint64(offset)) & np.uint64(0xFFFFFFFF if bits.dtype.itemsize == 4 else SHARED_WINDOW - 1)
-        return address, marks
-
-    def _places(self, i: Instruction, address: NDArray[np.uint64]) -> list[tuple[str, NDArray[Any]]]:
-        """Return the memory spaces touched, and which lanes touch them."""
-        space = i.mods[0]
-        if space != "generic":
-            return [(space, np.arange(len(address)))]
-        kinds = np.where(address >= np.uint64(CONST_WINDOW), 3, np.where(address >= np.uint64(LOCAL_WINDOW), 2, address >= np.uint64(SHARED_WINDOW)))
-        return [(("global", "shared", "local", "global")[k], np.flatnonzero(kinds == k)) for k in np.unique(kinds)]
-
-    def _scratch(self, space: str, address: NDArray[np.uint64], lanes: Lanes, size: int) -> tuple[Scratch, Lanes, Ids]:
-        offset = (address & np.uint64(SHARED_WINDOW - 1)).astype(np.int64)
-        if space == "local":
-            if self.local is None:
-                self.local = Scratch(self.count, self.kernel.local, self.nodes)
-            self.local.check(offset, size, space)
-            return self.local, lanes, offset
-        self.shared.check(offset, size, space)
-        return self.shared, self.row[lanes], offset
-
-    def _load(self, i: Instruction, lanes: Lanes, full: bool) -> None:
-        size = WIDTH[i.type] // 8
-        address, symbolic = self._address(i, lanes, full)
-        for k, name in enumerate(i.dst):
-            at = address + np.uint64(k * size)
-            bits, marks = self._fetch(i, at, symbolic, lanes, size, k)
-            width = WIDTH[self.kernel.widths[name]]
-            if width > 8 * size:
-                sign = i.type[0] == "s"
-                bits = scalar.signed(bits, 8 * size).astype(f"i{width // 8}").view(UNSIGNED[width]) if sign else bits.astype(UNSIGNED[width])
-                if marks is not None and (marks != NONE).any():
-                    assert self.nodes is not None
-                    some = marks != NONE
-                    kind = i.type if i.type[0] in "us" else f"u{8 * size}"
-                    marks[some] = self.nodes.add("cvt", f"{kind[0]}{width}", (kind,), [marks[some]])
-            self.write(name, lanes, full, bits, marks)
-
-    def _fetch(self, i: Instruction, address: NDArray[np.uint64], symbolic: Ids | None, lanes: Lanes, size: int, k: int) -> tuple[NDArray[Any], Ids | None]:
-        bits = np.zeros(len(lanes), UNSIGNED[8 * size])
-        marks = None if self.nodes is None else np.full(len(lanes), NONE)
-        for space, chosen in self._places(i, address):
-            mine = lanes[chosen]
-            if space in ("shared", "local"):
-                if symbolic is not None:
-                    raise DataDependent("a shared address that depends on data", key=f"{self.kernel.name} at {i.where}")
-                scratch, row, offset = self._scratch(space, address[chosen], mine, size)
-                bits[chosen], found = scratch.load(row, offset, size)
-                if found is not None and marks is not None:
-                    marks[chosen] = found
-            elif self.symbols is None:
-                assert self.arrays is not None
-                bits[chosen] = self.arrays.load(address[chosen] + np.uint64(CONST_WINDOW if space == "const" and address[chosen][0] < CONST_WINDOW else 0), size)
-            else:
-                assert marks is not None
-                bits[chosen], marks[chosen] = self._symbolic_load(address[chosen], None if symbolic is None else symbolic[chosen], mine, size, k)
-        return bits, marks
-
-    def _symbolic_load(self, address: NDArray[np.uint64], symbolic: Ids | None, lanes: Lanes, size: int, k: int) -> tuple[NDArray[Any], Ids]:
-        assert self.symbols is not None and self.nodes is not None
-        bits, nodes = self.symbols.load(address, size, lanes) if symbolic is None else (np.zeros(len(lanes), UNSIGNED[8 * size]), np.full(len(lanes), NONE))
-        if symbolic is None:
-            return bits, nodes
-        plain = symbolic == NONE
-        if plain.any():
-            bits[plain], nodes[plain] = self.symbols.load(address[plain], size, lanes[plain])
-        some = ~plain
-        for buffer, chosen, _offset in self.symbols.locate(address[some]):
-            place = np.flatnonzero(some)[chosen]
-            example_bits, _ = self.symbols.load(address[place] // np.uint64(size) * np.uint64(size), size, lanes[place])
-            base = self.nodes.constants(np.full(len(place), address_of(buffer) - k * size, np.uint64), "b64")
-            at = self.nodes.add("sub", "u64", (), [symbolic[place], base])
-            bits[place] = example_bits
-            nodes[place] = self.nodes.add("gather", f"b{8 * size}", (str(buffer),), [at])
-            if any(b == buffer for b, _ in self.symbols.stored):
-                raise DataDependent("an array is written and read at places that depend on data", key=f"argument {buffer}")
-        return bits, nodes
-
-    def _store(self, i: Instruction, lanes: Lanes, full: bool, condition: Ids | None) -> None:
-        size = WIDTH[i.type] // 8
-        address, symbolic = self._address(i, lanes, full)
-        if symbolic is not None:
-            raise DataDependent("writes to a place that depends on data", key=f"{self.kernel.name} at {i.where}")
-        condition = self._under(lanes, condition)
-        for k, source in enumerate(i.src[2:]):
-            bits, marks = self.read(source, lanes, full, 8 * size)
-            if marks is not None and bits.dtype.itemsize > size:
-                marks = self._narrowed(marks, bits.dtype.itemsize, size)
-            bits = cut(bits, 8 * size)
-            at = address + np.uint64(k * size)
-            for space, chosen in self._places(i, at):
-                part = None if marks is None else marks[chosen]
-                under = None if condition is None else condition[chosen]
-                self._deposit(i, space, at[chosen], size, bits[chosen], part, lanes[chosen], under)
-
-    def _narrowed(self, marks: Ids, have: int, want: int) -> Ids:
-        assert self.nodes is not None
-        out, some = marks.copy(), marks != NONE
-        if some.any():
-            out[some] = self.nodes.add("cvt", f"u{8 * want}", (f"u{8 * have}",), [marks[some]]) if want < 2 or have != 2 * want else self.nodes.half(marks[some], False, f"b{8 * have}")
-        return out
-
-    def _under(self, lanes: Lanes, condition: Ids | None) -> Ids | None:
-        """Return the condition of the path and that of the instruction together."""
-        if self.path is None or self.nodes is None:
-            return condition
-        path = self.path[lanes]
-        if condition is None:
-            return path if (path != NONE).any() else None
-        both = condition.copy()
-        some = (path != NONE) & (condition != NONE)
-        both[some] = self.nodes.add("and", "pred", (), [path[some], condition[some]])
-        return np.where(condition == NONE, path, both)
-
-    def _deposit(self, i: Instruction, space: str, address: NDArray[np.uint64], size: int, bits: NDArray[Any], marks: Ids | None, lanes: Lanes, condition: Ids | None) -> None:
-        if space in ("shared", "local"):
-            scratch, row, offset = self._scratch(space, address, lanes, size)
-            if condition is not None:
-                before, old = scratch.load(row, offset, size)
-                marks = self._selected(condition, marks, bits, old, before, size)
-            scratch.store(row, offset, size, bits, marks)
-        elif self.symbols is None:
-            assert self.arrays is not None
-            self.arrays.store(address, size, bits)
-        else:
-            if condition is not None:
-                before, old = self.symbols.load(address, size, lanes)
-                marks = self._selected(condition, marks, bits, old, before, size)
-            self.symbols.store(address, size, bits, np.full(len(lanes), NONE) if marks is None else marks, lanes)
-
-    def _selected(self, condition: Ids, marks: Ids | None, bits: NDArray[Any], old: Ids | None, before: NDArray[Any], size: int) -> Ids:
-        assert self.nodes is not None
-        kind = f"b{8 * size}"
-        new = np.full(len(bits), NONE) if marks is None else marks
-        some = condition != NONE
-        out = new.copy()
-        if some.any():
-            one = self._as_nodes(new[some], bits[some], kind)
-            two = self._as_nodes(None if old is None else old[some], before[some], kind)
-            out[some] = self.nodes.add("select", kind, (), [one, two, condition[some]])
-        return out
-
-    def _atomic(self, i: Instruction, lanes: Lanes, full: bool) -> None:
-        size, kind = WIDTH[i.type] // 8, UNSIGNED[WIDTH[i.type]]
-        address, symbolic = self._address(i, lanes, full)
-        if symbolic is not None or self._under(lanes, None) is not None:
-            raise DataDependent("an atomic operation at a place that depends on data", key=f"{self.kernel.name} at {i.where}")
-        values = [self.read(s, lanes, full, 8 * size) for s in i.src[2:]]
-        old, marks = np.zeros(len(lanes), kind), np.full(len(lanes), NONE)
-        key = address * np.uint64(4096) + (self.row[lanes].astype(np.uint64) if i.mods[0] == "shared" else np.uint64(0))
-        left = np.arange(len(lanes))
-        while len(left):  # one lane of each address at a time, in order
-            _, first = np.unique(key[left], return_index=True)
-            turn = left[np.sort(first)]
-            self._exchange(i, address[turn], turn, lanes[turn], values, old, marks, size)
-            left = np.setdiff1d(left, turn, assume_unique=True)
-        if i.dst:
-            self.write(i.dst[0], lanes, full, old, marks if self.nodes is not None else None)
-
-    def _exchange(self, i: Instruction, address: NDArray[np.uint64], turn: Lanes, lanes: Lanes, values: Any, old: NDArray[Any], marks: Ids, size: int) -> None:
-        what = i.mods[1]
-        for space, chosen in self._places(i, address):
-            mine, at = turn[chosen], address[chosen]
-            operands = [cut(bits, 8 * size)[mine] for bits, _ in values]
-            nodes = [None if m is None else m[mine] for _, m in values]
-            if space in ("shared", "local"):
-                scratch, row, offset = self._scratch(space, at, lanes[chosen], size)
-                before, node = scratch.load(row, offset, size)
-            elif self.symbols is not None:
-                before, node = self.symbols.load(at, size, lanes[chosen])
-            else:
-                assert self.arrays is not None
-                before, node = self.arrays.load(at, size), None
-            old[mine] = before
-            after = _combine(what, i.type, before, operands)
-            result: Ids | None = None
-            if self.nodes is not None:
-                node = np.full(len(mine), NONE) if node is None else node
-                marks[mine] = node
-                result = self._combined(i, what, before, node, operands, nodes)
-            if space in ("shared", "local"):
-                scratch.store(row, offset, size, after, result)
-            elif self.symbols is not None:
-                assert result is not None
-                self.symbols.store(at, size, after, result, lanes[chosen], atomic=True)
-            else:
-                assert self.arrays is not None
-                self.arrays.store(at, size, after)
-
-    def _combined(self, i: Instruction, what: str, before: NDArray[Any], node: Ids, operands: Any, nodes: Any) -> Ids:
-        assert self.nodes is not None
-        mine = np.full(len(before), NONE) if nodes[0] is None else nodes[0]
-        some = (node != NONE) | (mine != NONE)
-        if what == "exch":
-            return mine
-        if not some.any():
-            return np.full(len(before), NONE)
-        if what not in ("add", "min", "max", "and", "or", "xor"):
-            raise DataDependent(f"an atomic `{what}` of data", key=f"{self.kernel.name} at {i.where}")
-        kind = f"b{WIDTH[i.type]}"
-        out = np.full(len(before), NONE)
-        args = [self._as_nodes(node[some], before[some], kind), self._as_nodes(mine[some], operands[0][some], kind)]
-        out[some] = self.nodes.add(what, i.type, (), args)
-        return out
-
-
-def _combine(what: str, type_: str, before: NDArray[Any], operands: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Return what an atomic operation leaves behind."""
-    value = operands[0]
-    if what == "exch":
-        return value
-    if what == "cas":
-        return np.where(before == value, operands[1], before)
-    if what == "inc":
-        return np.where(before >= value, before.dtype.type(0), before + before.dtype.type(1))
-    if what == "dec":
-        return np.where((before == 0) | (before > value), value, before - before.dtype.type(1))
-    return scalar.apply(what, type_, (), [before, value])
 
 
 def _operand_width(i: Instruction, place: int) -> int:

@@ -33,7 +33,7 @@ from gewu.ops.recognise import recognise
 from gewu.ops.rename import renamed
 from gewu.ops.sizes import Size
 from gewu.ops.symbolise import Sizes, merge
-from gewu.ops.template import Lanes, Mixed, NotLifted, Unifier
+from gewu.ops.template import Lanes, NotLifted, Unifier
 from gewu.ops.tensor import Assign, Program
 from gewu.ops.trace import DataDependent, SymbolicBuffer, Trace
 
@@ -102,16 +102,16 @@ def lift(
         grid, block: of a real launch.
         args: of that launch: arrays, and NumPy scalars of the size of their parameters.
         shared: bytes of dynamic shared memory.
-        budget_s: give up after so many seconds.
+        budget_s: give up after so many seconds of processor time.
         skip: leave out so many of the readings that work, because they were refuted.
 
     Raises:
         NotLifted: says why not.
     """
-    begin = time.perf_counter()
+    begin = time.thread_time()
     reason: Exception | None = None
     for plan in plans(grid, block, args):
-        if time.perf_counter() - begin > budget_s:
+        if time.thread_time() - begin > budget_s:
             break
         try:
             program = _program(kernel, plan, block, args, shared)
@@ -156,14 +156,30 @@ def concrete(kernel: Kernel, found: Trace, args: Sequence[Any]) -> Program:
     if found.hazards:
         raise NotLifted(found.hazards[0])
     arena = Arena(found, [i for i, a in enumerate(args) if isinstance(a, np.ndarray)])
-    recognise(arena, found)
+    arena.spread()
+    recognise(arena)
     arena.evaluate()
+    elements = {i: _element(a, a.dtype.itemsize) for i, a in enumerate(args) if isinstance(a, np.ndarray)}
     assigns: list[Assign] = []
     for (buffer, size), (offsets, nodes, _) in sorted(found.stores.items()):
         type_ = _element(args[buffer], size)
-        for group in _groups(arena, nodes, offsets, type_):
-            root, chosen = group
-            assigns.append(Fit(len(assigns), buffer, type_, offsets[chosen], root).assign())
+        start = len(assigns)
+
+        def fit(group: Any, number: int, places: Any = offsets, nodes: Any = nodes, target: Any = (buffer, type_)) -> Assign:
+            root = Unifier(arena, places[group]).unify(arena.moved[nodes[group]], Lanes((len(group),)), target[1])
+            return Fit(number, *target, places[group], root, elements).assign()
+
+        everything = np.arange(len(nodes))
+        try:
+            assigns.append(fit(everything, start))
+        except NotLifted as error:
+            groups = _groups(arena, arena.moved[nodes])
+            if not groups:
+                raise
+            try:
+                assigns += [fit(group, start + number) for number, group in enumerate(groups)]
+            except NotLifted:
+                raise error from None
     if not assigns:
         raise NotLifted("nothing is written")
     return Program(kernel.name, tuple(assigns))
@@ -175,23 +191,13 @@ def _element(array: Any, size: int) -> str:
     return name if name and array.dtype.itemsize == size else f"b{8 * size}"
 
 
-def _groups(arena: Arena, nodes: Any, offsets: Any, type_: str) -> list[tuple[Any, Any]]:
-    """Return the formulas of an array and the outputs that follow each: one for all if there is one."""
-    everything = np.arange(len(nodes))
-    try:
-        return [(Unifier(arena).unify(nodes, Lanes((len(nodes),)), type_), everything)]
-    except Mixed as error:
-        shape = arena.shape[:, arena.canonical[nodes]].round(9)
-        _, label = np.unique(shape, axis=1, return_inverse=True)
-        label = np.reshape(label, -1)
-        if label.max() + 1 > MOST_GROUPS or label.max() == 0:
-            raise
-        first = [int(np.flatnonzero(label == n)[0]) for n in range(label.max() + 1)]
-        groups = [np.flatnonzero(label == label[f]) for f in sorted(first)]
-        try:
-            return [(Unifier(arena).unify(nodes[g], Lanes((len(g),)), type_), g) for g in groups]
-        except Mixed:
-            raise error from None
+def _groups(arena: Arena, nodes: Any) -> list[Any]:
+    """Return the outputs of one shape each, by their first one; none if all have one shape, or there are too many."""
+    _, first, label = np.unique(arena.shape[arena.canonical[nodes]], return_index=True, return_inverse=True)
+    label = np.reshape(label, -1)
+    if len(first) > MOST_GROUPS or len(first) == 1:
+        return []
+    return [np.flatnonzero(label == number) for number in np.argsort(first)]
 
 
 def _check_in_place(program: Program) -> None:

@@ -1,8 +1,9 @@
 """LLVM text to machine code: compiled into this process, or to an object or assembly file for another processor.
 
-`jit` compiles for the processor at hand (its name and features, -O3 with loop and SLP vectorisation) and may keep the object in
-a folder.  `emit_object` and `emit_assembly` compile for a target of TARGETS in a process of their own, because LLVM ends its
-process on what a back end cannot do.  NVPTX gives assembly (PTX) only; AMDGPU objects are relocatable.
+`jit` compiles for the processor at hand (its name and features, -O3 with loop and SLP vectorisation) and may keep the object
+in a folder. `emit_object` and `emit_assembly` compile for a target of TARGETS. All compilation is done in other processes,
+because LLVM ends its process on what a back end cannot do and on contradictions in its own optimiser (`compiler`). NVPTX gives
+assembly (PTX) only; AMDGPU objects are relocatable.
 
 A text may name the attribute group `#0` without defining it: it becomes what suits the target (vector width).
 Limits: cached objects are trusted as code once their digest fits, so the folder must belong to the user.
@@ -23,6 +24,7 @@ import llvmlite.binding as binding
 
 from gewu.core.errors import GewuError, InputError, ResourceError
 from gewu.core.files import read_capped, write_atomic
+from gewu.ops import compiler
 
 _LIMIT: Final = 1 << 28
 _MAGIC: Final = b"gewu-object 1\n"
@@ -114,6 +116,7 @@ def jit(text: str, *, fast: bool = False, vectorise: bool = True, cache: Path | 
 
     Raises:
         InputError: the text is not LLVM.
+        ResourceError: LLVM cannot compile it.
     """
     cpu, features = host()
     text = _complete(text, None, fast)
@@ -122,12 +125,11 @@ def jit(text: str, *, fast: bool = False, vectorise: bool = True, cache: Path | 
     path = None if cache is None else cache / f"{key}.object"
     code, optimised = (_from_cache(path) if path else None), ""
     cached = code is not None
-    machine = binding.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
     if code is None:
-        module = _optimised(text, machine, binding.get_process_triple(), vectorise)
-        optimised, code = str(module), machine.emit_object(module)
+        code, optimised = compiler.compile_text(text, vectorise)
         if path:
             _to_cache(path, code)
+    machine = binding.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
     empty = binding.parse_assembly("")
     empty.triple = binding.get_process_triple()
     engine = binding.create_mcjit_compiler(empty, machine)
@@ -179,7 +181,12 @@ def _complete(text: str, target: str | None, fast: bool) -> str:
     return text
 
 
-def _optimised(text: str, machine: Any, triple: str, vectorise: bool) -> Any:
+def optimise(text: str, machine: Any, triple: str, vectorise: bool) -> Any:
+    """Return a module at -O3.
+
+    Raises:
+        InputError: the text is not LLVM.
+    """
     try:
         module = binding.parse_assembly(text)
         module.verify()
@@ -220,7 +227,7 @@ def main(arguments: list[str]) -> int:
         cpu=target.cpu, features=target.features, opt=3, reloc="pic"
     )
     try:
-        module = _optimised(sys.stdin.buffer.read().decode(), machine, target.triple, vectorise=target.kind == "cpu")
+        module = optimise(sys.stdin.buffer.read().decode(), machine, target.triple, vectorise=target.kind == "cpu")
     except InputError as error:
         print(error.message, file=sys.stderr)
         return InputError.exit_code

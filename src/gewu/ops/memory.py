@@ -17,7 +17,9 @@ from gewu.ops.scalar import UNSIGNED
 from gewu.ops.trace import NONE, DataDependent, Ids, Nodes, SymbolicBuffer, example
 
 SHIFT: Final = 40
-_MOST_CELLS: Final = 1 << 25
+_MOST_CELLS: Final = 1 << 22
+_MOST_SCRATCH: Final = 1 << 29
+ONE, MANY = -3, -2
 
 
 def address_of(number: int) -> int:
@@ -61,7 +63,9 @@ class Arrays:
             wrong = (offset < 0) | (offset + size > len(space))
             if wrong.any():
                 place = int(wrong.argmax())
-                raise Fault(int(lanes[place]), f"byte {int(offset[place])} of argument {int(buffer)}, which has {len(space)} bytes")
+                raise Fault(
+                    int(lanes[place]), f"byte {int(offset[place])} of argument {int(buffer)}, which has {len(space)} bytes"
+                )
             if (offset % size).any():
                 place = int((offset % size != 0).argmax())
                 raise Fault(int(lanes[place]), f"byte {int(offset[place])} of argument {int(buffer)} is no multiple of {size}")
@@ -72,7 +76,7 @@ class Arrays:
 
     def elements(self, buffer: int, size: int) -> NDArray[Any]:
         """Return an array as elements of so many bytes."""
-        space = self.bytes[buffer] if buffer in self.bytes else self.data
+        space = self.bytes.get(buffer, self.data)
         return space[: len(space) // size * size].view(UNSIGNED[8 * size])
 
     def load(self, address: NDArray[np.uint64], size: int) -> NDArray[Any]:
@@ -89,11 +93,15 @@ class Arrays:
 
 
 class Cells:
-    """The elements of one array at one size, in a symbolic run: their nodes, and who touched them."""
+    """The elements of one array at one size, in a symbolic run: their nodes, and who touched them.
+
+    `writer`: the lane that wrote last; `reader`: the lane that read the first content, MANY for several; `atomic`: who added to
+    it last, ONE or MANY blocks, NONE where the last write was a plain one; `plain`: the lane of the last plain write.
+    """
 
     def __init__(self) -> None:
         self.length = 0
-        self.node = self.leaf = self.writer = self.reader = np.zeros(0, np.int64)
+        self.node = self.leaf = self.writer = self.reader = self.atomic = self.plain = np.zeros(0, np.int64)
         self.bits: NDArray[Any] = np.zeros(0, np.uint64)
 
     def reach(self, length: int) -> None:
@@ -102,7 +110,7 @@ class Cells:
             raise DataDependent("an array is reached into too far to follow with symbols")
         if length > self.length:
             extra = max(length, 2 * self.length) - self.length
-            for name in ("node", "leaf", "writer", "reader"):
+            for name in ("node", "leaf", "writer", "reader", "atomic", "plain"):
                 setattr(self, name, np.concatenate([getattr(self, name), np.full(extra, NONE)]))
             self.bits = np.concatenate([self.bits, np.zeros(extra, np.uint64)])
             self.length += extra
@@ -118,6 +126,7 @@ class Symbols:
         self.cells: dict[tuple[int, int], Cells] = {}
         self.hazards: list[str] = []
         self.stored: set[tuple[int, int]] = set()
+        self.gathered: set[int] = set()
 
     def locate(self, address: NDArray[np.uint64]) -> list[tuple[int, NDArray[Any], NDArray[np.int64]]]:
         """Return for each array touched: its number, which lanes, and their byte offsets."""
@@ -143,8 +152,8 @@ class Symbols:
         cells.reach(int(index.max()) + 1)
         return cells, index
 
-    def load(self, address: NDArray[np.uint64], size: int, lanes: Ids) -> tuple[NDArray[Any], Ids]:
-        """Return example bits and nodes at addresses."""
+    def load(self, address: NDArray[np.uint64], size: int, lanes: Ids, atomic: bool = False) -> tuple[NDArray[Any], Ids]:
+        """Return example bits and nodes at addresses; `atomic`: as a part of an addition, whose order does not matter."""
         bits, nodes = np.zeros(len(address), UNSIGNED[8 * size]), np.full(len(address), NONE)
         if len(self.data) and (address >= np.uint64(CONST_WINDOW)).all():
             offset = (address - np.uint64(CONST_WINDOW)).astype(np.int64)
@@ -156,15 +165,23 @@ class Symbols:
             self._leaves(buffer, size, cells, index)
             written = cells.node[index] != NONE
             foreign = written & (self.block_of[np.maximum(cells.writer[index], 0)] != self.block_of[lanes[chosen]])
+            if atomic:
+                plain = cells.plain[index]
+                foreign = (plain != NONE) & (self.block_of[np.maximum(plain, 0)] != self.block_of[lanes[chosen]])
+            else:
+                foreign |= cells.atomic[index] == MANY
             if foreign.any():
                 self.hazards.append(f"argument {buffer} is written by one block and read by another")
-            fresh = ~written
-            reader = cells.reader[index[fresh]]
-            mine = lanes[chosen][fresh]
-            cells.reader[index[fresh]] = np.where((reader == NONE) | (reader == mine), mine, -2)
+            if not atomic:
+                self._note_readers(cells, index[~written], lanes[chosen][~written])
             nodes[chosen] = np.where(written, cells.node[index], cells.leaf[index])
             bits[chosen] = cells.bits[index].astype(bits.dtype)
         return bits, nodes
+
+    def _note_readers(self, cells: Cells, index: Ids, lanes: Ids) -> None:
+        before = cells.reader[index]
+        cells.reader[index] = np.where((before == NONE) | (before == lanes), lanes, MANY)
+        cells.reader[index[cells.reader[index] != lanes]] = MANY  # several lanes of this very access
 
     def _leaves(self, buffer: int, size: int, cells: Cells, index: Ids) -> None:
         missing = np.unique(index[(cells.node[index] == NONE) & (cells.leaf[index] == NONE)])
@@ -172,7 +189,9 @@ class Symbols:
             cells.leaf[missing] = self.nodes.load(buffer, 8 * size, missing * size)
             cells.bits[missing] = example(self.buffers[buffer], buffer, missing * size, size)
 
-    def store(self, address: NDArray[np.uint64], size: int, bits: NDArray[Any], nodes: Ids, lanes: Ids, atomic: bool = False) -> None:
+    def store(
+        self, address: NDArray[np.uint64], size: int, bits: NDArray[Any], nodes: Ids, lanes: Ids, atomic: bool = False
+    ) -> None:
         """Write nodes (made constants where there are none) to addresses."""
         nodes = nodes.copy()
         plain = nodes == NONE
@@ -184,11 +203,13 @@ class Symbols:
             foreign = (before >= 0) & (self.block_of[np.maximum(before, 0)] != self.block_of[lanes[chosen]])
             if foreign.any() and not atomic:
                 self.hazards.append(f"argument {buffer} is written by several blocks")
+            many = foreign | (cells.atomic[index] == MANY)
+            cells.atomic[index] = np.where(many, MANY, ONE) if atomic else NONE
+            if not atomic:
+                cells.plain[index] = lanes[chosen]
             cells.node[index], cells.bits[index], cells.writer[index] = nodes[chosen], bits[chosen], lanes[chosen]
-
-    def initial(self, address: NDArray[np.uint64], size: int, lanes: Ids) -> Ids:
-        """Return the nodes that stand at addresses now."""
-        return self.load(address, size, lanes)[1]
+            if (self.block_of[cells.writer[index]] != self.block_of[lanes[chosen]]).any():  # in this very access
+                self.hazards.append(f"argument {buffer} is written by several blocks")
 
     def finish(self) -> dict[tuple[int, int], tuple[Ids, Ids, Ids]]:
         """Return the final contents of what was written, and note races between first reads and writes."""
@@ -198,8 +219,10 @@ class Symbols:
             if not len(index):
                 continue
             reader, writer = cells.reader[index], cells.writer[index]
-            if ((reader != NONE) & (reader != writer)).any():
+            if ((reader != NONE) & ((reader != writer) | (cells.atomic[index] == MANY))).any():
                 self.hazards.append(f"argument {buffer} is read by one thread and overwritten by another")
+            if buffer in self.gathered:
+                self.hazards.append(f"argument {buffer} is read at places that depend on data, and written")
             stores[buffer, size] = (index * size, cells.node[index], writer)
         return stores
 
@@ -208,7 +231,9 @@ class Scratch:
     """Shared memory of each block, or local memory of each thread: bytes, and nodes beside them."""
 
     def __init__(self, rows: int, size: int, nodes: Nodes | None) -> None:
-        self.size = -(-max(size, 8) // 8) * 8
+        self.limit, self.size = size, -(-max(size, 8) // 8) * 8
+        if rows * self.size > _MOST_SCRATCH:
+            raise InputError("too much shared or local memory at once", value=rows * self.size, allowed=f"{_MOST_SCRATCH} bytes")
         self.bytes = np.zeros((rows, self.size), np.uint8)
         self.nodes = nodes
         self.symbols: dict[int, NDArray[np.int64]] = {}
@@ -216,20 +241,31 @@ class Scratch:
 
     def check(self, offset: Ids, size: int, what: str) -> None:
         """Refuse an access outside, or not aligned."""
-        wrong = (offset < 0) | (offset + size > self.size) | (offset % size != 0)
+        wrong = (offset < 0) | (offset + size > self.limit) | (offset % size != 0)
         if wrong.any():
             place = int(wrong.argmax())
-            raise Fault(place, f"byte {int(offset[place])} of {what} memory, which has {self.size}, in pieces of {size}")
+            raise Fault(place, f"byte {int(offset[place])} of {what} memory, which has {self.limit}, in pieces of {size}")
 
     def load(self, row: Ids, offset: Ids, size: int) -> tuple[NDArray[Any], Ids | None]:
         """Return bits and nodes."""
         bits = self.bytes.view(UNSIGNED[8 * size])[row, offset // size]
         if self.nodes is None or not self.symbols:
             return bits, None
+        self._no_mixed_bytes(row, offset, size)
         if size == 8:
             low, high = (self._word(row, offset + k, 4) for k in (0, 4))
             return bits, self._joined(low, high, bits, 4)
         return bits, self._word(row, offset, size)
+
+    def _no_mixed_bytes(self, row: Ids, offset: Ids, size: int) -> None:
+        """Refuse what no node stands for: a byte of a symbolic word, a word of symbolic bytes."""
+        for width, table in self.symbols.items():
+            if size == 1 < width:
+                mixed = bool((table[row, offset // width] != NONE).any())
+            else:
+                mixed = width == 1 < size and any((table[row, offset + k] != NONE).any() for k in range(size))
+            if mixed:
+                raise DataDependent("data in shared or local memory is accessed both as bytes and as words")
 
     def _word(self, row: Ids, offset: Ids, size: int) -> Ids:
         table = self.symbols.get(size)
@@ -260,13 +296,17 @@ class Scratch:
             for part, shift in ((low, 0), (high, 8 * half)):
                 piece = part[some].copy()
                 plain = piece == NONE
-                piece[plain] = self.nodes.constants(((words[some] >> np.uint64(shift)) & np.uint64((1 << (8 * half)) - 1))[plain], kind)
+                piece[plain] = self.nodes.constants(
+                    ((words[some] >> np.uint64(shift)) & np.uint64((1 << (8 * half)) - 1))[plain], kind
+                )
                 parts.append(piece)
             out[some] = self.nodes.join(parts[0], parts[1], f"b{16 * half}")
         return out
 
     def store(self, row: Ids, offset: Ids, size: int, bits: NDArray[Any], nodes: Ids | None) -> None:
         """Write bits and nodes."""
+        if size == 1 and self.symbols:
+            self._no_mixed_bytes(row, offset, 1)
         self.bytes.view(UNSIGNED[8 * size])[row, offset // size] = bits
         if self.nodes is None or (nodes is None and not self.symbols):
             return

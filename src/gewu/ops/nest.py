@@ -12,11 +12,12 @@ sizes in the order of `Sizes`, and the part of the outermost loop to do."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
-from gewu.ops.ir import WIDTH, Unsupported
-from gewu.ops.lower import REDUCE_FLAGS, Lower, Module, Value, literal, llvm_type, number
+from gewu.ops.ir import Unsupported
+from gewu.ops.lower import REDUCE_FLAGS, Lower, Module, Value, literal, llvm_type
+from gewu.ops.nest_parts import Access, Choice, Function, Sizes, accumulator
 from gewu.ops.rewrite import Axes, Graph, walk
 from gewu.ops.sizes import ONE, Affine, Size
 from gewu.ops.tensor import Apply, Assign, Constant, Expression, Gather, Index, Load, Reduce, Scalar
@@ -26,51 +27,6 @@ UNROLLED: Final = 64
 STRIDED: Final = 8.0
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What the tuner may change.
-
-    Attributes:
-        tile: elements in a tile of accumulators.
-        unroll: reduction steps in one pass over a tile.
-        interleave, width: vectors in flight and elements of a vector (0: LLVM's choice).
-        threads: how many may work at a time (0: as the program was compiled for).
-        blas: 0 to make matrix products by nests.
-    """
-
-    tile: int = 512
-    unroll: int = 4
-    interleave: int = 0
-    width: int = 0
-    threads: int = 0
-    blas: int = 1
-
-
-@dataclass(slots=True)
-class Sizes:
-    """The runtime sizes of a program in the order in which functions find them; a pair (argument, type) asks for its length."""
-
-    entries: list[Size | tuple[int, str]] = field(default_factory=list)
-
-    def place(self, entry: Size | tuple[int, str]) -> int:
-        """Return the place of an entry, added when new."""
-        if entry not in self.entries:
-            self.entries.append(entry)
-        return self.entries.index(entry)
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """One access that the code makes: over all points of `axes` where all of `where` are >= 0."""
-
-    slot: int
-    type: str
-    index: Affine
-    axes: Axes
-    where: tuple[Affine, ...]
-    write: bool
-
-
 @dataclass(eq=False, slots=True)
 class _Level:
     """A loop (or a condition) that is open: its axes and the code inside it so far."""
@@ -78,18 +34,6 @@ class _Level:
     axes: dict[str, Size]
     lines: list[str]
     where: tuple[Affine, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Function:
-    """A finished nest: its text, its accesses, and what its outermost loop counts: `extent`, in units of `unit` elements."""
-
-    name: str
-    text: str
-    accesses: tuple[Access, ...]
-    extent: Size
-    unit: int
-    kind: str
 
 
 class Nest:
@@ -105,13 +49,21 @@ class Nest:
     """
 
     def __init__(
-        self, graph: Graph, module: Module, sizes: Sizes, name: str, assigns: Sequence[Assign], *,
-        slots: dict[int, int], flag: int, choice: Choice, hoist: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        graph: Graph,
+        module: Module,
+        sizes: Sizes,
+        name: str,
+        assigns: Sequence[Assign],
+        *,
+        slots: dict[int, int],
+        flag: int,
+        choice: Choice,
+        hoist: bool = True,
+    ) -> None:
         self.graph, self.sizes, self.name, self.assigns = graph, sizes, name, assigns
         self.slots, self.flag, self.choice, self.hoist = slots, flag, choice, hoist
         self.names = module.names
-        self.module = module
         self.entry: list[str] = []
         self.stack = [_Level({}, [])]
         self.lower = Lower(module, self.stack[0].lines)
@@ -130,10 +82,10 @@ class Nest:
         """Generate the function."""
         axes = self.assigns[0].axes
         outer, inner = axes[:-1], axes[-1] if axes else None
-        tiled = [r for r in self.reductions if inner and inner[0] in self.graph.free[id(r)] and self._interchanged(r, inner[0])]
+        whole = [r for r in self.reductions if self.graph.free[id(r)] <= {axis for axis, _ in axes}]
+        tiled = [r for r in whole if inner and inner[0] in self.graph.free[id(r)] and self._interchanged(r, inner[0])]
         extent, unit, kind = ONE, 1, "single"
         if outer:
-            extent = ONE
             for _, size in outer:
                 extent = extent * size
             kind = "rows"
@@ -147,7 +99,7 @@ class Nest:
             extent, kind = inner[1], "elements"
             self._row(inner, "%lo", "%hi", tiled)
         else:
-            self.guard(self.assigns[0].where, lambda: self.loop({}, "%lo", "%hi", lambda _: self._stores(())))
+            self.guard(self.assigns[0].where, lambda: self.loop({}, "%lo", "%hi", lambda _: self._stores()))
         return Function(self.name, self._text(), tuple(self.accesses), extent, unit, kind)
 
     def _outer(self, axes: Axes, body: Callable[[], None]) -> None:
@@ -175,9 +127,8 @@ class Nest:
                 step = self.lower.emit(f"zext i1 {carry} to i64")
                 following = self.lower.emit(f"add nsw i64 {self.axis[axis]}, {step}")
                 carry = self.lower.emit(f"icmp sge i64 {following}, {size}")
-                self.lower.lines.append(
-                    f"  store i64 {self.lower.emit(f'select i1 {carry}, i64 0, i64 {following}')}, ptr {slot}"
-                )
+                following = self.lower.emit(f"select i1 {carry}, i64 0, i64 {following}")
+                self.lower.lines.append(f"  store i64 {following}, ptr {slot}")
 
         self.loop(dict(axes), "%lo", "%hi", inside)
 
@@ -186,7 +137,7 @@ class Nest:
         outside = [] if len(self.assigns[0].axes) > 1 else [w for w in self.assigns[0].where if inner[0] not in w.axes]
         conditions = [w for w in self.assigns[0].where if inner[0] in w.axes]
         if not tiled:
-            self.guard(outside, lambda: self._vector(inner, lo, hi, conditions, lambda: self._stores((inner,))))
+            self.guard(outside, lambda: self._vector(inner, lo, hi, conditions, lambda: self._stores()))
             return
 
         def one(first: str) -> None:
@@ -197,7 +148,7 @@ class Nest:
                     group = [r for r in pending if (r.axes, r.where) == (pending[0].axes, pending[0].where)]
                     pending = [r for r in pending if r not in group]
                     self._tile(inner, first, last, group)
-            self._vector(inner, first, last, conditions, lambda: self._stores((inner,)))
+            self._vector(inner, first, last, conditions, lambda: self._stores())
 
         self.guard(outside, lambda: self.loop({}, lo, hi, one, step=self.choice.tile))
 
@@ -210,7 +161,7 @@ class Nest:
 
         self.loop({inner[0]: inner[1]}, lo, hi, inside, where=tuple(conditions), innermost=True)
 
-    def _stores(self, inner: Axes) -> None:
+    def _stores(self) -> None:
         values = [self.value(a.value) for a in self.assigns]
         for assign, value in zip(self.assigns, values, strict=True):
             name = self.lower.take(value, assign.type)
@@ -248,9 +199,16 @@ class Nest:
     # Loops, conditions and small code.
 
     def loop(
-        self, axes: dict[str, Size], lo: str, hi: str, body: Callable[[str], None], *,
-        step: int = 1, where: tuple[Affine, ...] = (), innermost: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        axes: dict[str, Size],
+        lo: str,
+        hi: str,
+        body: Callable[[str], None],
+        *,
+        step: int = 1,
+        where: tuple[Affine, ...] = (),
+        innermost: bool = False,
+    ) -> None:
         """Emit a loop at the current place; `body` gets the name of its counter."""
         number, slot, outer = next(self.names), self._alloca("i64"), self.stack[-1]
         self._open(_Level(axes, [], where))
@@ -412,10 +370,14 @@ class Nest:
         """Return the value of an interned expression."""
         if isinstance(e, Constant):
             return Value(literal(e.type, e.bits), e.type)
+        return self._at(self._place(e), lambda: self._make(e), id(e))
+
+    def _place(self, e: Expression) -> int:
+        """Return the depth of the loop in which an expression is computed."""
         depth = self._depth(self.graph.free[id(e)])
         if not self.hoist and self.graph.reads[id(e)]:
             depth = max([depth, *(d for d, level in enumerate(self.stack) if level.where)])
-        return self._at(depth, lambda: self._make(e), id(e))
+        return depth
 
     def _make(self, e: Expression) -> Value:
         match e:
@@ -433,7 +395,7 @@ class Nest:
             case Reduce() if id(e) in self.tiled:
                 cell, first = self.tiled[id(e)]
                 place = self.lower.emit(f"sub nsw i64 {self.axis[self.assigns[0].axes[-1][0]]}, {first}")
-                kind = llvm_type(self._identity(e)[0])
+                kind = llvm_type(accumulator(e)[0])
                 return self._result(e, self.lower.emit(f"getelementptr inbounds {kind}, ptr {cell}, i64 {place}"))
             case Reduce():
                 return self._reduce(e)
@@ -472,20 +434,9 @@ class Nest:
 
     # Reductions.
 
-    def _identity(self, e: Reduce) -> tuple[str, str]:
-        """Return the type to accumulate in and the starting value."""
-        kind = "f32" if e.type in ("f16", "bf16") else e.type
-        if e.kind in ("add", "mul"):
-            return kind, number(kind, 1 if e.kind == "mul" else 0)
-        if kind in ("f32", "f64"):
-            return kind, number(kind, float("-inf") if e.kind == "max" else float("inf"))
-        width = WIDTH[kind]
-        low, high = (-(1 << width - 1), (1 << width - 1) - 1) if kind[0] == "s" else (0, (1 << width) - 1)
-        return kind, str(low if e.kind == "max" else high)
-
     def _combine(self, e: Reduce, total: str) -> str:
         """Return the total with the body at the current point."""
-        kind, _ = self._identity(e)
+        kind, _ = accumulator(e)
         value = self.lower.take(self.value(e.body), e.type)
         value = self.lower.narrow(value, e.type, kind) if kind != e.type else value
         t = llvm_type(kind)
@@ -496,7 +447,7 @@ class Nest:
         return self.lower.call(t, f"llvm.{e.kind}num.{kind}", (t, total), (t, value), flags="nsz ")
 
     def _result(self, e: Reduce, cell: str) -> Value:
-        kind, _ = self._identity(e)
+        kind, _ = accumulator(e)
         name = self.lower.emit(f"load {llvm_type(kind)}, ptr {cell}")
         return Value(self.lower.narrow(name, kind, e.type) if kind != e.type else name, e.type)
 
@@ -507,7 +458,7 @@ class Nest:
         for r in self.reductions:
             alike = id(r) not in self.tiled and r.axes == e.axes and r.where == e.where and self.graph.height[id(r)] == height
             known = self.memo.get(id(r))
-            if alike and self._depth(self.graph.free[id(r)]) == depth and (r is e or not (known and known[1] in self.stack)):
+            if alike and self._place(r) == depth and (r is e or not (known and known[1] in self.stack)):
                 found.append(r)
         return found
 
@@ -515,13 +466,13 @@ class Nest:
         group = self._group(e)
         cells = []
         for r in group:
-            kind, start = self._identity(r)
+            kind, start = accumulator(r)
             cells.append(self._alloca(llvm_type(kind)))
             self.lower.lines.append(f"  store {llvm_type(kind)} {start}, ptr {cells[-1]}")
 
         def body() -> None:
             for r, cell in zip(group, cells, strict=True):
-                t = llvm_type(self._identity(r)[0])
+                t = llvm_type(accumulator(r)[0])
                 total = self._combine(r, self.lower.emit(f"load {t}, ptr {cell}"))
                 self.lower.lines.append(f"  store {t} {total}, ptr {cell}")
 
@@ -589,20 +540,20 @@ class Nest:
 
     def _tile(self, inner: tuple[str, Size], first: str, last: str, group: list[Reduce]) -> None:
         """Compute reductions for a tile of the inner output axis: the reduction outside, the tile inside."""
-        cells = [self._alloca(f"[{self.choice.tile} x {llvm_type(self._identity(r)[0])}]") for r in group]
+        cells = [self._alloca(f"[{self.choice.tile} x {llvm_type(accumulator(r)[0])}]") for r in group]
         axis = inner[0]
 
         def across(work: Callable[[Reduce, str, str], None]) -> None:
             def inside(index: str) -> None:
                 self.axis[axis] = index
                 for r, cell in zip(group, cells, strict=True):
-                    t = llvm_type(self._identity(r)[0])
+                    t = llvm_type(accumulator(r)[0])
                     place = self.lower.emit(f"sub nsw i64 {index}, {first}")
                     work(r, self.lower.emit(f"getelementptr inbounds {t}, ptr {cell}, i64 {place}"), t)
 
             self.loop({axis: inner[1]}, first, last, inside, innermost=True)
 
-        across(lambda r, place, t: self.lower.lines.append(f"  store {t} {self._identity(r)[1]}, ptr {place}"))
+        across(lambda r, place, t: self.lower.lines.append(f"  store {t} {accumulator(r)[1]}, ptr {place}"))
 
         def add(steps: Sequence[str], fast: str) -> None:
             def work(r: Reduce, place: str, t: str) -> None:

@@ -24,6 +24,7 @@ RUNS: Final = 3
 AXES: Final = "xyz"
 _FREE: Final = {"gx": (3, 5, 4), "gy": (2, 3, 5), "gz": (4, 2, 3)}
 _GENERIC: Final = ((21, 26, 19, 33, 38, 29, 43, 47), (25, 18, 31, 22, 35, 41, 37, 28), (34, 23, 27, 39, 20, 30, 46, 45))
+_FEW: Final = ((11, 14, 9, 17, 12, 15, 19, 13), (13, 9, 15, 11, 17, 14, 12, 18), (17, 12, 14, 13, 10, 11, 16, 9))
 _UNITS: Final = ((5, 7, 9, 6, 11, 8, 13, 10), (6, 11, 5, 8, 7, 13, 9, 12), (9, 5, 8, 11, 6, 7, 10, 14))
 _MOST_PLANS: Final = 10
 
@@ -68,9 +69,10 @@ def _run(
 ) -> dict[str, int]:
     """Return the launch integers of one run."""
     launch = {name: _FREE[name][number] for rule in rules for name in _FREE if str(rule) == name}
+    few = len(names) + len(launch) > 2
     unit = {"generic": 0, "large": 0, "unit4": 4, "unit16": 16, "unit64": 64, "unitblock": block[0]}[style]
     for place, name in enumerate(names):
-        table = _UNITS if unit else _GENERIC
+        table = _UNITS if unit else _FEW if few else _GENERIC
         launch[name] = table[number][place % len(table[number])] * max(unit, 1)
         if unit >= 64:
             launch[name] = unit * (1 + (place + number * (place + 1)) % 5)
@@ -95,6 +97,9 @@ def _grids(grid: tuple[int, ...], block: tuple[int, ...], free: Mapping[str, int
 
 
 def _rules(name: str, blocks: int, threads: int, free: Mapping[str, int]) -> list[Size]:
+    if name == "gx" and len(free) > 1:  # rows come before columns in an argument list, and x counts columns
+        first, second, *rest = free.items()
+        free = dict([second, first, *rest])
     named = {p: Size.named(p) for p in free}
     found: list[Size] = []
 
@@ -112,11 +117,17 @@ def _rules(name: str, blocks: int, threads: int, free: Mapping[str, int]) -> lis
         offer(named[p] * named[q], v * w)
         if threads > 1:
             offer(Size.named(Ceil(named[p] * named[q], Size.of(threads))), -(-v * w // threads))
-    for tile in (*(threads * c for c in (2, 4, 8)), 8, 16, 32, 64, 128, 256):
+    for tile in (threads * 2, threads * 4, threads * 8) if threads > 1 else ():
         for p, v in free.items():
-            if tile > 1:
-                offer(Size.named(Ceil(named[p], Size.of(tile))), -(-v // tile))
+            offer(Size.named(Ceil(named[p], Size.of(tile))), -(-v // tile))
+    for (p, v), (q, w), (r, u) in itertools.permutations(free.items(), 3):
+        offer(Size.named(Ceil(named[p] * (named[q] + named[r]), Size.of(threads))), -(-v * (w + u) // threads))
+        offer(Size.named(Ceil(named[p] * named[q] * named[r], Size.of(threads))), -(-v * w * u // threads))
+    likely = found[:4]
+    for tile in (8, 16, 32, 64, 128, 256):
+        for p, v in free.items():
+            offer(Size.named(Ceil(named[p], Size.of(tile))), -(-v // tile))
     if blocks == 1:
         tight = [rule for rule in found[1:] if any(v > threads // 2 and v <= threads for v in free.values())]
         return tight[:2] + found[:1] if threads > 1 else found[:1] + tight[:1]
-    return [*found[:4], Size.named(name)]
+    return [*likely, Size.named(name), *[rule for rule in found if rule not in likely][:2]]

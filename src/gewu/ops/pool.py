@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
 
 THREADS: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """Processors that this process may use."""
@@ -16,6 +19,34 @@ _tasks: SimpleQueue[tuple[_Work, Iterator[tuple[int, int]], SimpleQueue[BaseExce
 _started = 0
 _process = 0
 _lock = threading.Lock()
+_local = threading.local()
+KEPT: Final = 64 << 20
+"""Bytes of scratch memory that a thread keeps."""
+
+
+@dataclass(slots=True)
+class Memory:
+    """Bytes aligned to 64, and what holds them."""
+
+    address: int
+    holder: Any
+
+
+def memory(count: int) -> Memory:
+    """Return fresh memory for `count` bytes."""
+    held = np.empty(count + 64, np.uint8)
+    return Memory(-(-held.ctypes.data // 64) * 64, held)
+
+
+def scratch(name: str, count: int) -> Memory:
+    """Return this thread's own memory of a name for `count` bytes; up to KEPT bytes it is kept for the next use."""
+    if count > KEPT:
+        return memory(count)
+    held: Memory | None = getattr(_local, name, None)
+    if held is None or held.holder.size < count + 64:
+        held = memory(count)
+        setattr(_local, name, held)
+    return held
 
 
 def _serve() -> None:

@@ -6,7 +6,7 @@
     matmul = program("matmul", assign(c[i, j], total(a[i, k] * b[k, j], over=k)))
 
 Nothing here is parsed or executed: every operator builds a node.  An index is a sum of axes times sizes, `x[2 * i + k - 1]`; one
-that leaves the array is written `x.at(i - 1, outside=0)`; one that is read from an array is a value, `table[word[i], j]`.  An axis
+that leaves the array is written `x.at(i - 1, outside=0)`; one read from an array is a value, `table[word[i], j]`.  An axis
 that a factor lacks is broadcast by omission.  `einsum("ik,kj->ij", c, a, b)` is short for an assignment of a sum.
 
 Types are those of `ir`.  Elements of f16 and bf16 are converted to f32 when they are read and back when they are assigned, so all

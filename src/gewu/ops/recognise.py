@@ -22,7 +22,6 @@ from scipy import special
 from gewu.ops.algebra import Arena, _mix
 from gewu.ops.ir import FLOATS
 from gewu.ops.scalar import apply
-from gewu.ops.trace import Trace
 
 TOLERANCE: Final = 3e-5
 MOST_CLASSES: Final = 600
@@ -38,12 +37,14 @@ _ROUNDINGS: Final = frozenset({"rm", "rp", "rz"})
 
 UNARY: Final[dict[str, Callable[[Any], Any]]] = {
     "exp": np.exp,
+    "exp_of_minus": lambda x: np.exp(-x),
     "tanh": np.tanh,
     "sqrt": np.sqrt,
     "rcp": lambda x: 1.0 / x,
     "rsqrt": lambda x: 1.0 / np.sqrt(x),
     "log": np.log,
     "sigmoid": special.expit,
+    "sigmoid_of_minus": lambda x: special.expit(-x),
     "erf": special.erf,
     "sin": np.sin,
     "cos": np.cos,
@@ -67,7 +68,7 @@ BINARY: Final[dict[str, Callable[[Any, Any], Any]]] = {
 }
 
 
-def recognise(arena: Arena, trace: Trace) -> None:
+def recognise(arena: Arena) -> None:
     """Replace pieces of a trace that compute known functions by these functions, in place."""
     special_ = _suspicious(arena)
     if not special_.any():

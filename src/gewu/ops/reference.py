@@ -62,17 +62,45 @@ def _divide(a: Array, b: Array, remainder: bool) -> Array:
 
 
 _MATH = {
-    "exp": np.exp, "expm1": np.expm1, "log": np.log, "log1p": np.log1p, "erf": special.erf, "erfc": special.erfc, "tanh": np.tanh,
-    "sinh": np.sinh, "cosh": np.cosh, "sigmoid": special.expit, "pow": np.power, "floor": np.floor, "ceil": np.ceil,
-    "round": lambda a: np.copysign(np.floor(np.abs(a) + 0.5), a), "trunc": np.trunc, "ex2": np.exp2, "lg2": np.log2, "sin": np.sin, "cos": np.cos,
-    "sqrt": np.sqrt, "rsqrt": lambda a: 1 / np.sqrt(a), "rcp": lambda a: 1 / a, "fma": lambda a, b, c: a * b + c,
-    "div": np.divide, "min": np.fmin, "max": np.fmax, "copysign": lambda a, b: np.copysign(b, a),
-}  # fmt: skip
+    "exp": np.exp,
+    "expm1": np.expm1,
+    "log": np.log,
+    "log1p": np.log1p,
+    "erf": special.erf,
+    "erfc": special.erfc,
+    "tanh": np.tanh,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "sigmoid": special.expit,
+    "pow": np.power,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round": lambda a: np.copysign(np.floor(np.abs(a) + 0.5), a),
+    "trunc": np.trunc,
+    "ex2": np.exp2,
+    "lg2": np.log2,
+    "sin": np.sin,
+    "cos": np.cos,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda a: 1 / np.sqrt(a),
+    "rcp": lambda a: 1 / a,
+    "fma": lambda a, b, c: a * b + c,
+    "div": np.divide,
+    "min": np.fmin,
+    "max": np.fmax,
+    "copysign": lambda a, b: np.copysign(b, a),
+}
 _BOTH = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "neg": np.negative, "abs": np.abs}
 _INTEGER = {
-    "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert,
-    "div": lambda a, b: _divide(a, b, False), "rem": lambda a, b: _divide(a, b, True),
-}  # fmt: skip
+    "min": np.minimum,
+    "max": np.maximum,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+    "not": np.invert,
+    "div": lambda a, b: _divide(a, b, False),
+    "rem": lambda a, b: _divide(a, b, True),
+}
 _COMPARE = {"eq": np.equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
 _ROUND = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 

@@ -110,9 +110,12 @@ class Router:
         return f"lifted:\n{self.formula}\ncompared with the kernel for {'; '.join(rules) or 'all launches of this form'}"
 
     def fast(self, block: Shape, shared: int) -> Oracle | None:
-        """Return the kernel as SPMD code for comparisons, or None when it cannot be had."""
+        """Return the kernel as SPMD code for comparisons, or None when it cannot be had.
+
+        It checks every access: arrays of a trial are as large as the program says, and the program may be wrong.
+        """
         try:
-            compiled = self.compiled(block, shared, checked=False)
+            compiled = self.compiled(block, shared, checked=True)
         except (Unsupported, InputError):
             return None
         return lambda grid, args: compiled.launch(grid, args, threads=self.options.threads)
@@ -137,7 +140,8 @@ class Router:
         from gewu.ops.interp import run
 
         def oracle(grid: Shape, args: Sequence[Any]) -> None:
-            run(self.kernel, grid, block, args, shared=shared, limit=STEP_LIMIT)
+            with np.errstate(all="ignore"):  # overflow and NaN are results like others
+                run(self.kernel, grid, block, args, shared=shared, limit=STEP_LIMIT)
 
         return oracle
 
@@ -245,9 +249,8 @@ class Router:
         return self._guarded(args, lambda full: compiled.launch(grid, full, threads=threads))
 
     def _interpreted(self, grid: Shape, block: Shape, shared: int, args: Sequence[Any]) -> Bound:
-        from gewu.ops.interp import run
-
-        return self._guarded(args, lambda full: run(self.kernel, grid, block, full, shared=shared, limit=STEP_LIMIT))
+        oracle = self.reference(block, shared)
+        return self._guarded(args, lambda full: oracle(grid, full))
 
     def _guarded(self, args: Sequence[Any], launch: Callable[[list[Any]], Any]) -> Bound:
         """Return a bound call that keeps read-only arrays as they are: the kernel gets copies, and must not change them."""

@@ -1,12 +1,14 @@
 """Machine code of NVIDIA processors (sm_75 to sm_90), as `nvdisasm` prints it, to kernels in `ir`.
 
-Each instruction becomes a few typed operations on 32-bit registers; calls (the slow paths of division and square root, functions
-that were not inlined) are inlined by copying the blocks of the callee once per call; jump tables become chains of comparisons; then
-`clean` removes the noise.  An opcode that is not known refuses its kernel and names opcode and address; other kernels go on.
+Each instruction becomes a few typed operations on 32-bit registers; calls (the slow paths of division and square root,
+functions that were not inlined) are inlined by copying the blocks of the callee once per call; jump tables become chains of
+comparisons; then `clean` removes the noise.  An opcode that is not known refuses its kernel and names opcode and address; other
+kernels go on.
 
-Conventions: shared addresses are used as the code computes them, so the 1024 reserved bytes of sm_90 count as static shared memory;
-the stack pointer starts at the top of local memory; uniform registers are kept in every thread.  Not read: matrix instructions other
-than HMMA, texture, surface and tensor-memory instructions, calls through pointers, barriers of part of a block.
+Conventions: shared addresses are used as the code computes them, so the 1024 reserved bytes of sm_90 count as static shared
+memory; the stack pointer starts at the top of local memory; uniform registers are kept in every thread.  Not read: matrix
+instructions other than HMMA, texture, surface and tensor-memory instructions, calls through pointers, barriers of part of a
+block.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from gewu.ops.ir import WIDTH, Block, Instruction, Kernel, Listing, Operand, Par
 from gewu.ops.sass_emit import PARAMETER_BASE, Emitter
 from gewu.ops.sass_float import FLOAT
 from gewu.ops.sass_integer import INTEGER, Handler
+from gewu.ops.sass_matrix import MATRIX
 from gewu.ops.sass_memory import MEMORY
 from gewu.ops.sass_modifiers import check_modifiers
 from gewu.ops.sass_syntax import Disassembly, Facts, Line, read_text
 
-HANDLERS: Final[dict[str, Handler]] = {**INTEGER, **FLOAT, **MEMORY}
+HANDLERS: Final[dict[str, Handler]] = {**INTEGER, **FLOAT, **MEMORY, **MATRIX}
 CONTROL: Final = frozenset({"BRA", "EXIT", "KILL", "CALL", "RET", "BRX", "BRXU", "JMP", "BPT"})
 MAXIMUM_LINES: Final = 200_000
 MAXIMUM_DEPTH: Final = 16
@@ -61,7 +64,9 @@ def read_sass(text: str, facts: Mapping[str, Facts] | None = None, architecture:
     number = architecture or source.architecture
     if number not in PARAMETER_BASE:
         allowed = ", ".join(f"sm_{n}" for n in PARAMETER_BASE)
-        raise InputError("machine code of an architecture that gewu does not read", file=file or None, value=f"sm_{number}", allowed=allowed)
+        raise InputError(
+            "machine code of an architecture that gewu does not read", file=file or None, value=f"sm_{number}", allowed=allowed
+        )
     names = list(facts) if facts is not None else source.entries or list(source.sections)
     listing = Listing()
     for name in names:
@@ -137,7 +142,9 @@ class _Flow:
             line = lines[index]
             self.lines += 1
             if self.lines > MAXIMUM_LINES:
-                raise Unsupported("code too long after its calls are inlined", value=self.lines, allowed=f"{MAXIMUM_LINES} instructions")
+                raise Unsupported(
+                    "code too long after its calls are inlined", value=self.lines, allowed=f"{MAXIMUM_LINES} instructions"
+                )
             index += 1
             try:
                 runs = e.begin(line)
@@ -171,7 +178,7 @@ class _Flow:
         elif line.opcode == "BRA" and "DIV" in line.mods:
             # Taken by warps that have diverged, to shuffle them in turns: here lanes meet anyway.
             return False
-        elif line.opcode in ("BRA", "JMP") or line.opcode == "CALL" and line.target.startswith(".L_"):
+        elif line.opcode in ("BRA", "JMP") or (line.opcode == "CALL" and line.target.startswith(".L_")):
             # A call of a label, not of a function, is a far jump: nothing returns from it.
             self._jump(block, self._label(line, after), after, self._condition(line))
         elif line.opcode == "CALL":

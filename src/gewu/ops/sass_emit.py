@@ -1,8 +1,9 @@
-"""The pen that translates machine code: reads operands of one line into values, writes registers and predicates under its guard.
+"""The pen that translates machine code: reads operands of one line into values, writes registers and predicates under its
+guard.
 
-Registers of the machine become 32-bit registers of `ir` by the same name (`R0`, `UR4`), predicates `P0`, `UP1`; a pair is packed
-when read as 64 bits and unpacked when written.  Temporaries are `t1`, `t2` ...; only writes to registers carry the guard, so every
-line must read all its sources before it writes.  The names and copies go away in `clean`.
+Registers of the machine become 32-bit registers of `ir` by the same name (`R0`, `UR4`), predicates `P0`, `UP1`; a pair is
+packed when read as 64 bits and unpacked when written.  Temporaries are `t1`, `t2` ...; only writes to registers carry the
+guard, so every line must read all its sources before it writes.  The names and copies go away in `clean`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import struct
 from typing import Final
 
-from gewu.ops.ir import CONST_WINDOW, LOCAL_WINDOW, SHARED_WINDOW, WIDTH, Instruction, Operand, Unsupported
+from gewu.ops.ir import BINARY, CONST_WINDOW, LOCAL_WINDOW, SHARED_WINDOW, UNARY, WIDTH, Instruction, Operand, Unsupported
 from gewu.ops.sass_syntax import Address, Facts, Line, integer, is_constant, read_address
 
 PREDICATE: Final = re.compile(r"!?U?P[T0-9]$")
@@ -20,6 +21,12 @@ _PARTS: Final = re.compile(r"(?P<sign>[-~!]?)(?P<bar>\|?)(?P<body>[^|]*?)\|?(?P<
 _ZEROS: Final = frozenset({"RZ", "URZ", "SRZ"})
 PARAMETER_BASE: Final = {**dict.fromkeys((75, 80, 86, 87, 89), 0x160), 90: 0x210}
 """Where arguments start in constant bank 0, by architecture."""
+_COUNTS: Final = {
+    **dict.fromkeys(UNARY, (1,)),
+    **dict.fromkeys(BINARY, (2,)),
+    **dict.fromkeys(("fma", "select", "prmt", "dp4a"), (3,)),
+    **{"setp": (2,), "cvt": (1, 2), "mov": (1,), "shl": (2,), "shr": (2,)},
+}
 _LAUNCH: Final = {0x0: "ntid.x", 0x4: "ntid.y", 0x8: "ntid.z", 0xC: "nctaid.x", 0x10: "nctaid.y", 0x14: "nctaid.z"}
 
 
@@ -54,9 +61,17 @@ class Emitter:
         return dst
 
     def add(
-        self, op: str, type_: str, dst: tuple[str, ...], src: tuple[Operand, ...], mods: tuple[str, ...] = (), guarded: bool = False
+        self,
+        op: str,
+        type_: str,
+        dst: tuple[str, ...],
+        src: tuple[Operand, ...],
+        mods: tuple[str, ...] = (),
+        guarded: bool = False,
     ) -> None:
         """Append an instruction; `guarded` ones act under the guard of the line."""
+        if len(src) not in _COUNTS.get(op, (len(src),)):
+            raise Unsupported("wrong number of operands", value=len(src))
         self.code.append(Instruction(op, type_, dst, src, mods, self.guard if guarded else None, self.where))
 
     def begin(self, line: Line) -> bool:

@@ -40,7 +40,6 @@ def _double(op: str) -> Handler:
     return handle
 
 
-
 def _minmax(e: Emitter, line: Line) -> None:
     """FMNMX, DMNMX: smaller where the predicate holds, else larger."""
     dst, a, b, predicate = line.operands
@@ -108,7 +107,16 @@ def _select(e: Emitter, line: Line) -> None:
     e.write(dst, choose(e, e.float32(a), e.float32(b), e.predicate(predicate)))
 
 
-_MUFU: Final = {"RCP": "rcp", "RSQ": "rsqrt", "SQRT": "sqrt", "EX2": "ex2", "LG2": "lg2", "SIN": "sin", "COS": "cos", "TANH": "tanh"}
+_MUFU: Final = {
+    "RCP": "rcp",
+    "RSQ": "rsqrt",
+    "SQRT": "sqrt",
+    "EX2": "ex2",
+    "LG2": "lg2",
+    "SIN": "sin",
+    "COS": "cos",
+    "TANH": "tanh",
+}
 
 
 def _special(e: Emitter, line: Line) -> None:
@@ -315,7 +323,14 @@ FLOAT: Final[dict[str, Handler]] = {
     **{"FADD": _single("add"), "FMUL": _single("mul"), "FFMA": _single("fma"), "FMNMX": _minmax, "FSETP": _set_predicate},
     **{"FSET": _set, "FSEL": _select, "MUFU": _special, "FCHK": _check_division},
     **{"DADD": _double("add"), "DMUL": _double("mul"), "DFMA": _double("fma"), "DMNMX": _minmax, "DSETP": _set_predicate},
-    **{"I2F": _from_integer, "I2FP": _from_integer, "F2I": _to_integer, "F2F": _float_to_float, "FRND": _round, "F2FP": _pack_halves},
+    **{
+        "I2F": _from_integer,
+        "I2FP": _from_integer,
+        "F2I": _to_integer,
+        "F2F": _float_to_float,
+        "FRND": _round,
+        "F2FP": _pack_halves,
+    },
     **{"HADD2": _half("add", 2), "HMUL2": _half("mul", 2), "HFMA2": _half("fma", 3), "HMNMX2": _half_minmax},
     **{"HSETP2": _half_set_predicate, "HSET2": _half_set},
 }

@@ -358,7 +358,11 @@ def _bits_to_predicates(e: Emitter, line: Line) -> None:
     value = e.int32(base)
     shift = 8 * int(suffix[1]) if suffix.startswith("B") else 0
     bits = integer(mask) & 0x7F
-    values = {n: e.op("setp", "u32", e.op("bfe", "u32", value, shift + n, 1), 0, mods=("ne",), bits=1) for n in range(7) if bits >> n & 1}
+    values = {
+        n: e.op("setp", "u32", e.op("bfe", "u32", value, shift + n, 1), 0, mods=("ne",), bits=1)
+        for n in range(7)
+        if bits >> n & 1
+    }
     for number, bit in values.items():
         e.write_predicate(f"P{number}", bit)
 
@@ -398,7 +402,14 @@ def _first(e: Emitter, line: Line) -> None:
 _BOTH: Final[dict[str, Handler]] = {
     **{"IADD3": _add, "IMAD": _multiply_add, "LEA": _lea, "SHF": _funnel, "LOP3": _logic, "PLOP3": _logic_predicates},
     **{"ISETP": _set_predicate, "SEL": _select, "MOV": _move, "PRMT": _permute, "BREV": _unary("brev", "b32")},
-    **{"POPC": _unary("popc", "b32"), "FLO": _unary("flo", "s32"), "BMSK": _mask, "SGXT": _sign_extend, "SHL": _shift, "SHR": _shift},
+    **{
+        "POPC": _unary("popc", "b32"),
+        "FLO": _unary("flo", "s32"),
+        "BMSK": _mask,
+        "SGXT": _sign_extend,
+        "SHL": _shift,
+        "SHR": _shift,
+    },
     **{"IMNMX": _minmax, "IABS": _unary("abs", "s32")},
 }
 INTEGER: Final[dict[str, Handler]] = {

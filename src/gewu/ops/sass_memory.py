@@ -99,7 +99,9 @@ def _atomic_type(line: Line, kind: str) -> str:
 
 def _atomic(e: Emitter, line: Line) -> None:
     """ATOMG, ATOMS, ATOM and, without a result, RED."""
-    space = {"ATOMG": "global", "ATOMS": "shared", "ATOM": "generic", "RED": "global", "REDG": "global", "REDS": "shared"}[line.opcode]
+    space = {"ATOMG": "global", "ATOMS": "shared", "ATOM": "generic", "RED": "global", "REDG": "global", "REDS": "shared"}[
+        line.opcode
+    ]
     operands = list(line.operands)
     if PREDICATE.match(operands[0]):
         operands.pop(0)
@@ -206,7 +208,14 @@ _SPECIAL: Final = {
     **{"SR_LANEID": "laneid", "SR_CLOCKLO": "clock", "SR_WARPID": "warpid", "SR_VIRTUALSMID": "smid", "SR_SMID": "smid"},
     "SR_NWARPID": "nwarpid",
 }
-_FIXED: Final = {"SRZ": 0, "SR_CgaCtaId": 0, "SR_SWINHI": SHARED_WINDOW >> 32, "SR_LWINHI": LOCAL_WINDOW >> 32, "SR_SWINLO": 0, "SR_LWINLO": 0}
+_FIXED: Final = {
+    "SRZ": 0,
+    "SR_CgaCtaId": 0,
+    "SR_SWINHI": SHARED_WINDOW >> 32,
+    "SR_LWINHI": LOCAL_WINDOW >> 32,
+    "SR_SWINLO": 0,
+    "SR_LWINLO": 0,
+}
 
 
 def _special_register(e: Emitter, line: Line) -> None:
@@ -240,7 +249,22 @@ def _nothing(e: Emitter, line: Line) -> None:
 
 
 _NOTHING: Final = (
-    *("NOP", "BSSY", "BSYNC", "BREAK", "BMOV", "WARPSYNC", "YIELD", "DEPBAR", "MEMBAR", "ERRBAR", "CCTL", "CCTLL", "FENCE", "LDGDEPBAR"),
+    *(
+        "NOP",
+        "BSSY",
+        "BSYNC",
+        "BREAK",
+        "BMOV",
+        "WARPSYNC",
+        "YIELD",
+        "DEPBAR",
+        "MEMBAR",
+        "ERRBAR",
+        "CCTL",
+        "CCTLL",
+        "FENCE",
+        "LDGDEPBAR",
+    ),
     *("NANOSLEEP", "PREFETCH", "PMTRIG"),
 )
 MEMORY: Final[dict[str, Handler]] = {

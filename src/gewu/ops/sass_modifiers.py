@@ -80,7 +80,8 @@ MODIFIERS: Final[dict[str, frozenset[str]]] = {
     **dict.fromkeys(("S2R", "S2UR"), _NONE),
     "CS2R": frozenset({"32"}),
     "QSPC": frozenset({"E", "S", "L", "G"}),
-    "HMMA": frozenset({"16816", "1688", "F32", "F16", "BF16", "TF32"}),
+    "HMMA": frozenset({"16816", "1688", "1684", "F32", "F16", "BF16", "TF32"}),
+    "IMMA": frozenset({"16816", "16832", "S8", "U8"}),
     "LDSM": frozenset({"16", "M88", "MT88", "2", "4"}),
     "MOVM": frozenset({"16", "MT88"}),
     "BRA": frozenset({"U", "DIV"}),
@@ -99,4 +100,6 @@ def check_modifiers(line: Line) -> None:
     """
     allowed = MODIFIERS.get(line.opcode)
     if allowed is not None and not allowed.issuperset(line.mods):
-        raise Unsupported("modifier that is not read", value=f"{line.full} ({', '.join(m for m in line.mods if m not in allowed)})")
+        raise Unsupported(
+            "modifier that is not read", value=f"{line.full} ({', '.join(m for m in line.mods if m not in allowed)})"
+        )

@@ -90,7 +90,9 @@ def read_text(text: str, file: str = "") -> Disassembly:
         InputError: no code in it, or more than 256 MiB.
     """
     if len(text) > MAXIMUM_TEXT:
-        raise InputError("disassembly is too long", file=file or None, value=len(text), allowed=f"at most {MAXIMUM_TEXT} characters")
+        raise InputError(
+            "disassembly is too long", file=file or None, value=len(text), allowed=f"at most {MAXIMUM_TEXT} characters"
+        )
     target = _TARGET.search(text)
     found = Disassembly({}, [], int(target[1]) if target else 0)
     section: Section | None = None

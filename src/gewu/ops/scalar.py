@@ -1,9 +1,8 @@
 """What each pure operation of `ir` does to bits: the reference semantics, as NumPy functions over lanes.
 
-Registers are unsigned integers of their width, predicates booleans; `unpack` gives one half, named by a modifier.  Float32 arithmetic is done in float64 and rounded once: exact
-for + - * / sqrt, and for `fma` but for double rounding (chance 2^-29).  Float64 `fma` and directed rounding go through the 80-bit
-format of x86-64 (elsewhere as good as the machine's long double).  `ex2`, `lg2`, `sin`, `tanh` ... are rounded from float64, more
-accurate than the approximations of a GPU.
+Registers are unsigned integers of their width, predicates booleans; `unpack` gives one half, named by a modifier.  + - * / sqrt
+and `fma` are rounded once, in each type and direction (`rounding`).  `ex2`, `lg2`, `sin`, `tanh`, and `rsqrt` of float64 are
+rounded from float64, more accurate than the approximations of a GPU.  NaN is whatever the host makes; the payload means nothing.
 """
 
 from __future__ import annotations
@@ -15,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gewu.core.errors import InputError
+from gewu.ops import rounding
 from gewu.ops.ir import FLOATS, WIDTH
 
 Bits = NDArray[Any]
 
-UNSIGNED: Final = {1: np.dtype(bool), 8: np.dtype(np.uint8), 16: np.dtype(np.uint16), 32: np.dtype(np.uint32), 64: np.dtype(np.uint64)}
+UNSIGNED: Final = {1: np.dtype(bool), **{n: np.dtype(f"u{n // 8}") for n in (8, 16, 32, 64)}}
 _SIGNED: Final = {8: np.dtype(np.int8), 16: np.dtype(np.int16), 32: np.dtype(np.int32), 64: np.dtype(np.int64)}
 _FLOAT: Final = {"f16": np.dtype(np.float16), "f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
-_DIRECTED: Final = {"rm": -np.inf, "rp": np.inf, "rz": 0.0}
+_DIRECTED: Final = frozenset({"rm", "rp", "rz"})
 
 
 def result_width(op: str, type_: str) -> int:
@@ -59,16 +59,13 @@ def from_float(x: NDArray[Any], type_: str, mods: Sequence[str] = ()) -> Bits:
     if "sat" in mods:
         x = np.where(np.isnan(x), 0.0, np.clip(x, 0.0, 1.0))
     if "relu" in mods:
-        x = np.where(x > 0, x, 0.0)
+        x = np.where(x <= 0, 0.0, x)
     way = next((m for m in mods if m in _DIRECTED), None)
     if type_ == "bf16":
         return _to_bf16(x, way)
     y = x.astype(_FLOAT[type_])
     if way is not None:
-        wide = y.astype(x.dtype)
-        toward = np.zeros_like(x) if way == "rz" else np.full_like(x, _DIRECTED[way])
-        over = (np.abs(wide) > np.abs(x)) if way == "rz" else (wide > x) if way == "rm" else (wide < x)
-        y = np.where(over, np.nextafter(y, toward.astype(y.dtype)), y)
+        y = rounding.nudge(y, x - y.astype(x.dtype), way)
     if "ftz" in mods and type_ == "f32":
         y = np.where(np.abs(y) < np.float32(1.1754944e-38), np.copysign(np.float32(0), y), y)
     return y.view(UNSIGNED[WIDTH[type_]])
@@ -77,9 +74,19 @@ def from_float(x: NDArray[Any], type_: str, mods: Sequence[str] = ()) -> Bits:
 def _to_bf16(x: NDArray[Any], way: str | None) -> Bits:
     single = x.astype(np.float32)
     bits = single.view(np.uint32)
-    nearest = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    rounded = ((bits if way == "rz" else nearest) >> np.uint32(16)).astype(np.uint16)
-    return np.where(np.isnan(single), np.uint16(0x7FFF), rounded)
+    wide = single.astype(x.dtype)
+    inexact = (wide != x) & ~np.isnan(x) & (bits & np.uint32(1) == 0)
+    odd = np.where(np.abs(wide) > np.abs(x), bits - np.uint32(1), bits + np.uint32(1))
+    bits = np.where(inexact, odd, bits)  # rounded to odd, the second rounding is right
+    rest, negative = bits & np.uint32(0xFFFF), bits >> np.uint32(31) == 1
+    whole = bits >> np.uint32(16)
+    up = {
+        None: (rest > 0x8000) | ((rest == 0x8000) & (whole & np.uint32(1) == 1)),
+        "rz": np.zeros(bits.shape, np.bool_),
+        "rm": (rest != 0) & negative,
+        "rp": (rest != 0) & ~negative,
+    }[way]
+    return np.where(np.isnan(single), np.uint16(0x7FFF), (whole + up).astype(np.uint16))
 
 
 def apply(op: str, type_: str, mods: Sequence[str], args: Sequence[Bits]) -> Bits:
@@ -114,11 +121,11 @@ def _by_halves(op: str, type_: str, mods: Sequence[str], args: Sequence[Bits]) -
 
 
 # floats
-_FLOATING: Final[dict[str, Callable[..., Any]]] = {
+_FLOATING: Final[dict[str, Any]] = {
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,
-    "fma": lambda a, b, c: a * b + c,
+    "fma": None,
     "div": np.divide,
     "sqrt": np.sqrt,
     "rsqrt": lambda a: 1.0 / np.sqrt(a),
@@ -128,8 +135,8 @@ _FLOATING: Final[dict[str, Callable[..., Any]]] = {
     "sin": np.sin,
     "cos": np.cos,
     "tanh": np.tanh,
-    "min": np.fmin,
-    "max": np.fmax,
+    "min": None,
+    "max": None,
     "neg": None,
     "abs": None,
     "copysign": None,
@@ -144,15 +151,45 @@ def _float(op: str, type_: str, mods: Sequence[str], args: Sequence[Bits]) -> Bi
         if op == "neg":
             return a ^ sign
         return a & ~sign if op == "abs" else (a & sign) | (cut(args[1], width) & ~sign)
-    exact = type_ == "f64" and (op == "fma" or any(m in _DIRECTED for m in mods))
-    wide = np.longdouble if exact else np.float64
-    values = [_flush(to_float(a, type_), type_, mods).astype(wide) for a in args]
+    values = [_flush(to_float(a, type_), type_, mods).astype(np.float64) for a in args]
+    way = next((m for m in mods if m in _DIRECTED), None)
     with np.errstate(all="ignore"):
-        if op in ("min", "max") and "nan" in mods:
-            result = np.minimum(*values) if op == "min" else np.maximum(*values)
-        else:
-            result = _FLOATING[op](*values)
-        return from_float(result, type_, mods)
+        if op in ("min", "max"):
+            return from_float(_extreme(op, values, "nan" in mods), type_, mods)
+        if type_ == "f64" and way is not None:
+            return from_float(rounding.directed(op, values, way), type_, [m for m in mods if m != way])
+        if op == "fma":
+            return from_float(_fused(type_, values, way), type_, mods)
+        if op in ("add", "sub") and (way is not None or type_ == "bf16"):
+            return from_float(rounding.sum_to_odd(values[0], values[1] if op == "add" else -values[1]), type_, mods)
+        return from_float(_FLOATING[op](*values), type_, mods)
+
+
+def _fused(type_: str, values: Sequence[NDArray[np.float64]], way: str | None) -> NDArray[np.float64]:
+    """Return a b + c so that rounding it to the type rounds once."""
+    if type_ == "f64":
+        return rounding.fused(*values)[0]
+    product = values[0] * values[1]
+    total = product + values[2]
+    if way is None and type_ == "f32":
+        halfway = total.view(np.uint64) & np.uint64(0x1FFFFFFF) == 0x10000000  # only there a second rounding can err
+        some = np.flatnonzero(halfway | (np.abs(total) < 2.0**-125))
+        if len(some):
+            total[some] = rounding.sum_to_odd(product[some], values[2][some])
+        return total
+    return rounding.sum_to_odd(product, values[2])
+
+
+def _extreme(op: str, values: Sequence[NDArray[np.float64]], nan: bool) -> NDArray[np.float64]:
+    """Return minima or maxima; -0 is less than +0."""
+    a, b = values
+    minimum = op == "min"
+    if nan:
+        found = np.minimum(a, b) if minimum else np.maximum(a, b)
+    else:
+        found = np.fmin(a, b) if minimum else np.fmax(a, b)
+    negative = (np.signbit(a) | np.signbit(b)) if minimum else (np.signbit(a) & np.signbit(b))
+    return np.where((a == 0) & (b == 0), np.where(negative, -0.0, 0.0), found)
 
 
 def _flush(x: NDArray[Any], type_: str, mods: Sequence[str]) -> NDArray[Any]:
@@ -250,11 +287,21 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Bits]:
 def _mulhi(type_: str, mods: Sequence[str], args: Sequence[Bits]) -> Bits:
     width = WIDTH[type_]
     if width == 64:
-        a, b = ((signed(x, 64) if type_[0] == "s" else cut(x, 64)).astype(object) for x in args)
-        return np.array([(int(x) * int(y) >> 64) & (2**64 - 1) for x, y in zip(a, b, strict=True)], np.uint64)
+        return _mulhi_64(cut(args[0], 64), cut(args[1], 64), type_[0] == "s")
     wide = np.int64 if type_[0] == "s" else np.uint64
     a, b = ((signed(x, width) if type_[0] == "s" else cut(x, width)).astype(wide) for x in args)
     return (a * b >> wide(width)).astype(_SIGNED[width] if type_[0] == "s" else UNSIGNED[width]).view(UNSIGNED[width])
+
+
+def _mulhi_64(a: Bits, b: Bits, is_signed: bool) -> Bits:
+    half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
+    a1, a0, b1, b0 = a >> half, a & low, b >> half, b & low
+    middle = a1 * b0 + (a0 * b0 >> half)
+    other = a0 * b1 + (middle & low)
+    high = a1 * b1 + (middle >> half) + (other >> half)
+    if is_signed:
+        high = high - np.where(a.view(np.int64) < 0, b, np.uint64(0)) - np.where(b.view(np.int64) < 0, a, np.uint64(0))
+    return high
 
 
 def _mulwide(type_: str, mods: Sequence[str], args: Sequence[Bits]) -> Bits:
@@ -336,10 +383,9 @@ def _brev(type_: str, mods: Sequence[str], args: Sequence[Bits]) -> Bits:
 
 def _highest(a: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return the place of the highest bit, -1 where there is none."""
-    place = np.full(a.shape, -1, np.int64)
-    for bit in range(64):
-        place = np.where((a >> np.uint64(bit)) & np.uint64(1) != 0, bit, place)
-    return place
+    for shift in (1, 2, 4, 8, 16, 32):
+        a = a | (a >> np.uint64(shift))
+    return np.bitwise_count(a).astype(np.int64) - 1
 
 
 def _flo(type_: str, mods: Sequence[str], args: Sequence[Bits]) -> Bits:
@@ -368,7 +414,8 @@ def _dp4a(type_: str, mods: Sequence[str], args: Sequence[Bits]) -> Bits:
     total = cut(args[2], 32).view(np.int32).astype(np.int64)
     parts = []
     for x, kind in zip(args[:2], mods[:2], strict=True):
-        parts.append(np.ascontiguousarray(cut(x, 32)).view(np.int8 if kind[0] == "s" else np.uint8).reshape(-1, 4).astype(np.int64))
+        byte = np.int8 if kind[0] == "s" else np.uint8
+        parts.append(np.ascontiguousarray(cut(x, 32)).view(byte).reshape(-1, 4).astype(np.int64))
     return (total + (parts[0] * parts[1]).sum(axis=1)).astype(np.uint32)
 
 

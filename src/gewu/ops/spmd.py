@@ -29,6 +29,7 @@ from gewu.core.errors import InputError
 from gewu.ops import ir, llvm, spmd_warp
 from gewu.ops.pool import THREADS, run_ranges
 from gewu.ops.shape import Layout, analyse
+from gewu.ops.spmd_packets import join_packets
 from gewu.ops.spmd_program import Program, prepare
 from gewu.ops.spmd_region import Region
 from gewu.ops.spmd_values import build_flow
@@ -79,8 +80,11 @@ class Compiled:
 
     @property
     def text(self) -> str:
-        """The LLVM text."""
-        return self._code(True).text
+        """The LLVM text, for any processor."""
+        return self._write(True, False)[0]
+
+    def _write(self, bounded: bool, native: bool) -> tuple[str, tuple[str, ...]]:
+        return write(self, bounded, native)
 
     def launch(
         self, grid: Sequence[int], args: Sequence[Any], *, threads: int | None = None, step_limit: int = STEP_LIMIT
@@ -170,7 +174,7 @@ class Compiled:
 
     def _code(self, bounded: bool) -> _Code:
         if bounded not in self._codes:
-            text, places = write(self.kernel, self.block, self.shared, self.checked, bounded, self.name, self.context)
+            text, places = self._write(bounded, llvm.host_vector_bits() == 512)
             library = llvm.jit(text, vectorise=False, cache=self.cache)
             kinds = [ctypes.c_void_p, *[ctypes.c_int32] * 3, *[ctypes.c_int64] * 2]
             run = ctypes.CFUNCTYPE(None, *kinds)(library.address(self.name))
@@ -214,19 +218,26 @@ def lanes_for(kernel: ir.Kernel, block: Grid) -> int:
     return 8
 
 
-def write(
-    kernel: ir.Kernel, block: Grid, shared: int, checked: bool, bounded: bool, name: str, context: int
-) -> tuple[str, tuple[str, ...]]:
-    """Return the LLVM text of a kernel, and the places in it that reports name by number."""
+def write(compiled: Compiled, bounded: bool, native: bool) -> tuple[str, tuple[str, ...]]:
+    """Return the LLVM text of a kernel, and the places in it that reports name by number.
+
+    Args:
+        compiled: the kernel and how it is to be compiled.
+        bounded: threads along x count below 2^31, blocks along y and z below 2^16.
+        native: instructions of AVX-512 may be named.
+    """
+    kernel, block = compiled.kernel, compiled.block
     layout = Layout(lanes_for(kernel, block), block, bounded)
     constants = {f"ntid.{axis}": size for axis, size in zip("xyz", block, strict=True)}
     constants |= {f"tid.{axis}": 0 for axis, size in zip("xyz", block, strict=True) if size == 1}
     flow = build_flow(kernel, constants)
-    program = prepare(kernel, flow, analyse(flow, layout), checked, shared)
+    shapes = analyse(flow, layout)
+    join_packets(flow, shapes)
+    program = prepare(kernel, flow, shapes, compiled.checked, compiled.shared, native)
     entries = [0, *sorted({node.next[0] for node in flow.nodes if node.stop})]
     resumes = {entry: number for number, entry in enumerate(entries) if number}
     functions = [Region(program, entry, f"region{n}", resumes).text() for n, entry in enumerate(entries)]
-    driver = _driver(program, len(entries), name, context, shared)
+    driver = _driver(program, len(entries), compiled.name, compiled.context, compiled.shared)
     places = tuple(program.helpers.pop("places", "").split("\n"))
     parts = [*sorted(program.declarations), *program.helpers.values(), *functions, driver, "!0 = !{}"]
     return "\n".join(parts) + "\n", places

@@ -175,6 +175,7 @@ class Access:
         return b.emit(f"and i1 {full}, {self.contiguous(self.address, first, size)}"), first
 
     def moved(self, step: int) -> Val:
+        """Return the address some bytes further."""
         return self.b.op("add", self.address, integer("i64", step)) if step else self.address
 
     def hopeful(self) -> bool:
@@ -182,6 +183,7 @@ class Access:
         return self.space == "global" and sum(len(n.code) for n in self.region.flow.nodes) < LARGE
 
     def contiguous(self, address: Val, first: Val, size: int) -> str:
+        """Return the test that lane 0 runs and all lanes that run lie `size` bytes apart."""
         b, t = self.b, self.b.vector("i64")
         want = b.emit(f"add {t} {b.splat('i64', first.name)}, {b.steps('i64', size)}")
         same = b.emit(f"icmp eq {t} {address.name}, {want}")
@@ -191,6 +193,7 @@ class Access:
         return b.emit(f"and i1 {b.emit(f'icmp eq i{b.lanes} {good}, -1')}, {runs}")
 
     def places(self, address: Val) -> Val:
+        """Return pointers into interleaved local memory, or wherever generic addresses lead."""
         if self.space == "generic":
             return self._generic(address)
         return self.b.apply("ptr", lambda t, n: f"getelementptr i8, ptr %local, {t} {n[0]}", self.interleaved(address))

@@ -58,10 +58,11 @@ class Builder:
     Args:
         lanes: length of vectors.
         declarations: collects what must be declared.
+        native: instructions of AVX-512 may be named.
     """
 
-    def __init__(self, lanes: int, declarations: set[str]) -> None:
-        self.lanes, self.declarations = lanes, declarations
+    def __init__(self, lanes: int, declarations: set[str], native: bool = False) -> None:
+        self.lanes, self.declarations, self.native = lanes, declarations, native
         self.lines: list[str] = []
         self.head: list[str] = []
         self._count = 0

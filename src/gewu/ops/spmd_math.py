@@ -30,16 +30,23 @@ def polynomial(b: Builder, x: Val, coefficients: tuple[float, ...]) -> Val:
     return result
 
 
-def exp2(b: Builder, x: Val) -> Val:
-    """Return 2^x for float or double."""
+def exp2(b: Builder, x: Val, flush: bool = False) -> Val:
+    """Return 2^x for float or double; `flush`: zero where the result is subnormal."""
     if x.type == "double":
         return b.intrinsic("exp2", x)
-    low, high = number("float", -150.0), number("float", 128.5)
-    clamped = b.choose(b.compare("fcmp olt", x, low), low, x)
+    low, high = number("float", -126.0 if flush else -150.0), number("float", 128.5)
+    above = b.compare("fcmp olt", x, low)
+    clamped = b.choose(above, low, x)
     clamped = b.choose(b.compare("fcmp ogt", clamped, high), high, clamped)
-    whole = b.intrinsic("rint", clamped)
+    magic = number("float", 1.5 * 2.0**23)  # the sum holds the nearest integer in its low bits
+    shifted = b.op("fadd", clamped, magic)
+    whole = b.op("fsub", shifted, magic)
     power = polynomial(b, b.op("fsub", clamped, whole), (*_EXP2, 1.0))
-    exponent = b.intrinsic("fptosi.sat", whole, result="i32")
+    bits = b.cast(shifted, "i32")
+    if flush:
+        scale = b.op("add", b.op("shl", bits, integer("i32", 23)), integer("i32", 127 << 23))
+        return b.choose(above, number("float", 0.0), b.op("fmul", power, b.cast(scale, "float")))
+    exponent = b.op("sub", bits, integer("i32", 0x4B400000))
     half = b.op("ashr", exponent, integer("i32", 1))  # in two steps, for subnormal results
     for part in (half, b.op("sub", exponent, half)):
         scale = b.op("shl", b.op("add", part, integer("i32", 127)), integer("i32", 23))

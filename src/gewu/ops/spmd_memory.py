@@ -29,7 +29,7 @@ def lower(region: Region, op: Op) -> None:
     if op.op == "ld":
         region.define(op, load(Access(region, op, op.mods[0], mask), [kind] * len(op.dst)))
         return
-    values = [region.take(s, kind) for s in op.src[2:]]
+    values = [region.flat(s, kind) for s in op.src[2:]]
     values = [v if v.kind != "s" else Val("v", region.b.vec(v), v.type) for v in values]
     store(Access(region, op, op.mods[0], mask), values)
 

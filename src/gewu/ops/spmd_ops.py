@@ -98,7 +98,7 @@ def flushed(b: Builder, value: Val) -> Val:
 
 
 def _float(b: Builder, op: Op, v: list[Val], kind: str) -> Val:
-    flush = "ftz" in op.mods and kind == "float"
+    flush = "ftz" in op.mods and kind == "float" and op.op != "ex2"
     if flush and op.op not in ("neg", "abs", "copysign"):
         v = [flushed(b, value) for value in v]
     result = _float_value(b, op, v, kind)
@@ -128,7 +128,7 @@ def _float_value(b: Builder, op: Op, v: list[Val], kind: str) -> Val:
     if name == "fma":
         return b.intrinsic("fma", *v)
     if name in ("min", "max"):
-        return b.intrinsic(f"{name}imum" if "nan" in op.mods else f"{name}imumnum", *v)
+        return b.intrinsic(f"{name}imum" if "nan" in op.mods else f"{name}num", *v)
     if name == "neg":
         return b.apply(kind, lambda t, n: f"fneg {t} {n[0]}", v[0])
     if name == "abs":
@@ -141,7 +141,7 @@ def _float_value(b: Builder, op: Op, v: list[Val], kind: str) -> Val:
     if name == "copysign":
         return b.intrinsic("copysign", v[1], v[0])
     if name == "ex2":
-        return spmd_math.exp2(b, v[0])
+        return spmd_math.exp2(b, v[0], "ftz" in op.mods)
     if name == "lg2":
         return spmd_math.log2(b, v[0])
     if name in ("sin", "cos"):
@@ -163,7 +163,11 @@ def _directed(b: Builder, name: str, v: list[Val], direction: str) -> Val:
     """Round the exact result down, up or to zero: nearest, then one step back when it lies beyond."""
     if name == "sub":
         v = [v[0], b.apply(v[1].type, lambda t, n: f"fneg {t} {n[0]}", v[1])]
-    if name in ("add", "sub"):
+        name = "add"
+    lanes = 512 // BITS[v[0].type]
+    if b.native and b.lanes % lanes == 0 and any(x.kind == "v" for x in v):
+        return _native(b, name, v, direction, lanes)
+    if name == "add":
         near, error = _two_sum(b, v[0], v[1])
     elif name == "mul":
         near = b.op("fmul", v[0], v[1])
@@ -175,6 +179,28 @@ def _directed(b: Builder, name: str, v: list[Val], direction: str) -> Val:
         total, error = _two_sum(b, product, v[2])
         error = b.op("fadd", b.op("fsub", total, near), b.op("fadd", error, low))
     return _step(b, near, error, direction)
+
+
+def _native(b: Builder, name: str, v: list[Val], direction: str, lanes: int) -> Val:
+    """Use the rounding that AVX-512 instructions carry, 512 bits at a time."""
+    kind, whole = v[0].type, b.vector(v[0].type)
+    part, short = f"<{lanes} x {kind}>", "ps" if kind == "float" else "pd"
+    function = f"llvm.x86.avx512.{'vfmadd' if name == 'fma' else name}.{short}.512"
+    code = {"rm": 9, "rp": 10, "rz": 11}[direction]
+    b.declarations.add(f"declare {part} @{function}({', '.join([part] * len(v))}, i32)")
+    names = [b.vec(x) for x in v]
+    row = []
+    for first in range(0, b.lanes, lanes):
+        picks = ", ".join(f"i32 {first + i}" for i in range(lanes))
+        pieces = [b.emit(f"shufflevector {whole} {n}, {whole} poison, <{lanes} x i32> <{picks}>") for n in names]
+        row.append(b.emit(f"call {part} @{function}({', '.join(f'{part} {p}' for p in pieces)}, i32 {code})"))
+    length = lanes
+    while len(row) > 1:
+        half, picks = f"<{length} x {kind}>", ", ".join(f"i32 {i}" for i in range(2 * length))
+        pairs = zip(row[::2], row[1::2], strict=True)
+        row = [b.emit(f"shufflevector {half} {x}, {half} {y}, <{2 * length} x i32> <{picks}>") for x, y in pairs]
+        length *= 2
+    return Val("v", row[0], kind)
 
 
 def _step(b: Builder, near: Val, error: Val, direction: str) -> Val:
@@ -308,6 +334,11 @@ def _shift(b: Builder, op: Op, take: Take) -> list[Val]:
 def _bfe(b: Builder, op: Op, take: Take) -> list[Val]:
     kind, width = llvm_type(op.type), ir.WIDTH[op.type]
     signed = op.type[0] == "s"
+    start, count = op.src[1:]
+    if isinstance(start, int) and isinstance(count, int) and count & 255 > 0 and (start & 255) + (count & 255) <= width:
+        left, right = width - (start & 255) - (count & 255), width - (count & 255)
+        value = b.op("shl", take(0, kind), integer(kind, left)) if left else take(0, kind)
+        return [b.op("ashr" if signed else "lshr", value, integer(kind, right))]
     position, length = (_small(b, take(i, "i32")) for i in (1, 2))
     shift = "ashr" if signed else "lshr"
     top = integer("i32", width - 1)

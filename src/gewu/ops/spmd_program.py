@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gewu.ops import ir
-from gewu.ops.shape import Shapes
+from gewu.ops.shape import VARYING, Shapes
 from gewu.ops.spmd_emit import BITS
 from gewu.ops.spmd_flow import Flow
 
@@ -22,6 +22,8 @@ class Program:
         live: variables that a node needs from before.
         checked: bounds of global accesses are compared with the array table.
         dynamic: bytes of dynamic shared memory.
+        native: the text is for a processor with AVX-512.
+        locked: atomic operations on global memory take a lock.
         literals: the numbers that stand in the code.
     """
 
@@ -36,6 +38,8 @@ class Program:
     state: int = 0
     checked: bool = False
     dynamic: int = 0
+    native: bool = False
+    locked: bool = False
     literals: frozenset[int] = frozenset()
     declarations: set[str] = field(default_factory=set)
     helpers: dict[str, str] = field(default_factory=dict)
@@ -56,12 +60,20 @@ class Program:
         return f"<{lanes} x {kind}>", max(lanes * BITS[kind] // 8, 1)
 
 
-def prepare(kernel: ir.Kernel, flow: Flow, shapes: Shapes, checked: bool, dynamic: int) -> Program:
+def prepare(kernel: ir.Kernel, flow: Flow, shapes: Shapes, checked: bool, dynamic: int, native: bool = False) -> Program:
     """Find types, uses and what must be kept across barriers."""
-    program = Program(kernel, flow, shapes, checked=checked, dynamic=dynamic)
+    program = Program(kernel, flow, shapes, checked=checked, dynamic=dynamic, native=native)
     operands = [o for node in flow.nodes for op in node.code for o in op.operands()]
     operands += [o for node in flow.nodes for sources in node.phis.values() for o in sources.values()]
     program.literals = frozenset(o for o in operands if isinstance(o, int))
+    program.locked = any(
+        op.op == "atom"
+        and op.mods[0] == "global"
+        and op.mods[1] in ("add", "min", "max", "and", "or", "xor")
+        and (shapes.at(op.src[0], number) or VARYING).stride == ir.WIDTH[op.type] // 8
+        for number, node in enumerate(flow.nodes)
+        for op in node.code
+    )
     _find_types(program)
     for number, node in enumerate(flow.nodes):
         for op in node.code:

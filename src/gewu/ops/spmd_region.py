@@ -35,7 +35,7 @@ class Region:
         self.program, self.flow, self.shapes = program, program.flow, program.shapes
         self.entry, self.name, self.resumes = entry, name, resumes
         self.layout = self.shapes.layout
-        self.b = Builder(self.layout.lanes, program.declarations)
+        self.b = Builder(self.layout.lanes, program.declarations, program.native)
         self.prologue: list[str] = []
         self.members = self._reach()
         self.bodies: dict[int, tuple[int, int]] = {}
@@ -287,7 +287,7 @@ class Region:
             value = self._fitted(op, dst, result)
             shape = self.shapes.shape[dst]
             if op.guard and op.old[place] != NO_OLD:
-                value = b.choose(self._guard(op), value, self.take(op.old[place], value.type))
+                value = b.choose(self._guard(op), value, self.flat(op.old[place], value.type))
             if shape.stride is None:
                 value = Val("v", b.vec(value), value.type)
             elif value.kind == "v":  # equal in all lanes, as the analysis says: take a running one
@@ -307,7 +307,8 @@ class Region:
         if name in self.program.kept:
             b, slot = self.b, self.slot(f"kept:{name}")
             t = b.vector(value.type)
-            chosen = b.emit(f"select {b.vector('i1')} {self.mask}, {t} {b.vec(value)}, {t} {b.load(t, slot)}")
+            now = b.vec(self.flat(name, value.type))
+            chosen = b.emit(f"select {b.vector('i1')} {self.mask}, {t} {now}, {t} {b.load(t, slot)}")
             b.store(t, chosen, slot)
 
     def _guard(self, op: Op) -> Val:
@@ -390,7 +391,7 @@ class Region:
             elif not op.guard and all(self.shapes.shape[d].stride is not None for d in op.dst):
                 results = self._scalar(op)
             else:
-                results = spmd_ops.lower(self.b, op, lambda i, kind: self._flat(op.src[i], kind))
+                results = spmd_ops.lower(self.b, op, lambda i, kind: self.flat(op.src[i], kind))
             self.define(op, results)
             return
         if op.op in ("ld", "st", "atom"):
@@ -400,7 +401,7 @@ class Region:
         else:
             spmd_warp.lower(self, op)
 
-    def _flat(self, operand: ir.Operand, kind: str) -> Val:
+    def flat(self, operand: ir.Operand, kind: str) -> Val:
         """Return an operand whose exact lanes do not depend on an assumption about wrapping."""
         shape = self.shapes.at(operand, self.number) or VARYING
         if shape.origin and isinstance(operand, str):

@@ -1,6 +1,7 @@
 """Vector loads and stores: consecutive places under a mask, gathers and scatters, and the cold functions for wrapped addresses.
 
-Bytes and halves, which processors do not gather, are picked from gathered words; no access leaves the aligned word that it touches.
+Bytes and halves, which processors do not gather, are picked from gathered words; no access leaves the aligned word that it
+touches.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def _activemask(region: Region, op: Op) -> list[Val]:
 def _match(region: Region, op: Op) -> list[Val]:
     b, kind = region.b, f"i{ir.WIDTH[op.type]}"
     mask = _running(region, op)
-    value = Val("v", b.vec(region.take(op.src[0], kind)), kind)
+    value = Val("v", b.vec(region.flat(op.src[0], kind)), kind)
     source, result = b.scratch(kind, b.lanes), b.scratch("i32", b.lanes)
     b.store(b.vector(kind), value.name, source)
 

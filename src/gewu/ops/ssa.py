@@ -1,8 +1,8 @@
 """Static single assignment: every value has one definition, blocks choose between values by phis. Into the form and out of it.
 
 Guarded instructions become unguarded ones and a `select` with the value that the register had before; loads, atomics and others
-that act keep their guard and write a value of their own.  A read of a register that was never written gives 0.  The way out merges
-values that belong to one phi where they are never alive together and copies where they are.
+that act keep their guard and write a value of their own.  A read of a register that was never written gives 0.  The way out
+merges values that belong to one phi where they are never alive together and copies where they are.
 
 References: Cytron et al., TOPLAS 13 (1991) 451; Cooper, Harvey and Kennedy, "A simple, fast dominance algorithm" (2001).
 """
@@ -118,7 +118,9 @@ def compact(kernel: Kernel) -> tuple[list[list[Instruction]], list[tuple[int, ..
     return merged([[], *code], [(1,), *(tuple(t + 1 for t in targets) for targets in successors)])
 
 
-def merged(code: list[list[Instruction]], successors: list[tuple[int, ...]]) -> tuple[list[list[Instruction]], list[tuple[int, ...]]]:
+def merged(
+    code: list[list[Instruction]], successors: list[tuple[int, ...]]
+) -> tuple[list[list[Instruction]], list[tuple[int, ...]]]:
     """Join blocks to their only successor when they are its only predecessor, and number what is reached anew."""
     counts = [0] * len(code)
     reached = order(successors)
@@ -248,7 +250,9 @@ class _Builder:
 
     def _copies(self, move: Instruction) -> bool:
         source, width = move.src[0], self.widths[move.dst[0]]
-        return width == ("pred" if move.type == "pred" else f"b{move.type[1:]}") and (isinstance(source, int) or self.widths[source] == width)
+        return width == ("pred" if move.type == "pred" else f"b{move.type[1:]}") and (
+            isinstance(source, int) or self.widths[source] == width
+        )
 
 
 def _frontiers(successors: list[tuple[int, ...]], sequence: list[int], parents: dict[int, int]) -> dict[int, set[int]]:
@@ -307,8 +311,12 @@ def from_ssa(graph: Graph, kernel: Kernel) -> Kernel:
         code[:] = [classes.renamed(i) for i in code] + moves + [classes.renamed(i) for i in last]
     code, successors = merged(graph.code, _threaded(graph.code, graph.next))
     blocks = [Block(c, s) for c, s in zip(code, successors, strict=True)]
-    names = {n for b in blocks for i in b.code for n in (*i.dst, *i.src, *((i.guard[0],) if i.guard else ())) if isinstance(n, str)}
-    result = Kernel(kernel.name, kernel.parameters, blocks, {n: graph.widths[n] for n in sorted(names)}, kernel.shared, kernel.local)
+    names = {
+        n for b in blocks for i in b.code for n in (*i.dst, *i.src, *((i.guard[0],) if i.guard else ())) if isinstance(n, str)
+    }
+    result = Kernel(
+        kernel.name, kernel.parameters, blocks, {n: graph.widths[n] for n in sorted(names)}, kernel.shared, kernel.local
+    )
     result.data, result.source, result.limit, result.required = kernel.data, kernel.source, kernel.limit, kernel.required
     return result
 
@@ -355,7 +363,9 @@ class _Classes:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.parent: dict[str, str] = {}
-        tied = {n for phis in graph.phis for phi in phis for n in (phi.name, *(a for a in phi.args.values() if isinstance(a, str)))}
+        tied = {
+            n for phis in graph.phis for phi in phis for n in (phi.name, *(a for a in phi.args.values() if isinstance(a, str)))
+        }
         self.members = {name: {name} for name in tied}
         self.clashes: dict[str, set[str]] = {name: set() for name in tied}
 
@@ -411,7 +421,7 @@ class _Classes:
         alive.difference_update(names)
 
     def _liveness(self) -> tuple[list[set[str]], list[set[str]]]:
-        """Return what is alive behind the phis at the start, and at the end (phi operands of successors included), of each block."""
+        """Return what is alive behind the phis at the start, and at the end with what feeds phis, of each block."""
         graph = self.graph
         uses, kills = [], []
         for block, code in enumerate(graph.code):
@@ -453,7 +463,7 @@ def _parallel(copies: list[tuple[str, Operand]], graph: Graph) -> list[Instructi
             for destination in free:
                 done.append(_move(destination, waiting.pop(destination), graph))
             continue
-        destination, source = next(iter(waiting.items()))
+        destination = next(iter(waiting))
         spare = graph.fresh(graph.widths[destination])
         done.append(_move(spare, destination, graph))
         waiting = {d: spare if s == destination else s for d, s in waiting.items()}

@@ -7,7 +7,7 @@ an index that was read from an array points outside, else 0. Nothing else is cal
 without fused multiply-add.
 
 On GPUs each step is a kernel `NAME_stepN(args, sizes, units)` that spreads the units of its outermost loop over all threads;
-the host fills `sizes` and starts the steps in order, as `gpu_steps` tells."""
+the host fills `sizes` and starts the steps in order"""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from typing import Final
 
 from gewu.core.errors import InputError
 from gewu.ops import llvm
-from gewu.ops.emit import Built, Form, Step, arguments_of, build
+from gewu.ops.forms import Built, Form, Step, arguments_of, build
 from gewu.ops.ir import WIDTH
 from gewu.ops.lower import Lower, Module
-from gewu.ops.nest import Choice
+from gewu.ops.nest_parts import Choice
 from gewu.ops.sizes import Ceil, Size
 from gewu.ops.tensor import Program
 
@@ -51,8 +51,8 @@ def standalone(program: Program, name: str = "kernel", choice: Choice | None = N
     """
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise InputError("is not an identifier of C", key="name", value=name)
-    built = build(program, Form(blas=False), choice or Choice())
     count, _, used = arguments_of(program)
+    built = build(program, Form(blas=False), choice or Choice(), count)
     needed = {entry[0] for entry in built.sizes.entries if isinstance(entry, tuple)} | set(built.copies)
     names = (*sorted(used), *(f"bytes{b}" for b in sorted(needed) if b < count))
     driver = _Driver(built, count, names)
@@ -76,7 +76,7 @@ def gpu_text(program: Program, target: str, name: str = "kernel") -> str:
     kind = llvm.TARGETS[target].kind if target in llvm.TARGETS else ""
     if kind not in _INDEX:
         raise InputError("is not a GPU target", key="target", value=target)
-    built = build(program, Form(blas=False), Choice(tile=32, unroll=1))
+    built = build(program, Form(blas=False), Choice(tile=32, unroll=1), arguments_of(program)[0])
     text = (
         built.text.replace(" noinline #0", " alwaysinline")
         .replace("define void @", "define internal void @")

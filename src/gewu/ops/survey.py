@@ -28,6 +28,8 @@ _ARRAY: Final = re.compile(r"([fiu]\d+)\[(\d+)\](?:\s*<\s*(\d+))?")
 _MOST: Final = 1 << 28
 _EASY: Final = 16384
 _ROUNDS: Final = 5
+_MOST_WAYS: Final = 3
+_BUDGET_S: Final = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +121,19 @@ def examine(module: Module, name: str, given: Sequence[Launchable], machine: Mac
     operator = module[name]
     ways = list(given) or launches(operator.kernel, size, np.random.default_rng(seed))
     chosen: Launchable | None = None
+    begin, tried = time.perf_counter(), 0
     status, reason = "refused", "no launch was found in which every access stays inside of the arrays"
     for way in ways:
         try:
             _checked(operator, way)
+            tried += 1
             status = operator.prepare(way.grid, way.block, *way.args, shared=way.shared)
         except GewuError as error:
             reason = str(error)
             continue
         if chosen is None or status == "lifted":
             chosen = way
-        if status == "lifted" or given:
+        if status == "lifted" or given or tried >= _MOST_WAYS or time.perf_counter() - begin > _BUDGET_S:
             break
     if chosen is None:
         return Finding(name, "refused", reason)

@@ -66,6 +66,7 @@ class Sizes:
         yield from (u * v for u, v in pairs)
         yield from (v * v for v in plain)
         yield from (Size.named(Ceil(v, Size.of(d))) for d in _DIVISORS for v in plain)
+        yield from (Size.named(Ceil(v + Size.of(1 - d), Size.of(d))) for d in (2, 3, *_DIVISORS[1:]) for v in plain)
         differences = [u + v * Size.of(-1) for u, v in itertools.permutations(plain, 2)]
         for c in (0, 1, -1, 2, -2):
             yield from (d + Size.of(c) for d in differences)
@@ -74,6 +75,8 @@ class Sizes:
         self._factors = [*plain, *(v + Size.of(c) for c in (-1, 1, -2, 2, -4, 4) for v in plain)]
         self._factors += [d + Size.of(c) for c in (1, 0) for d in differences]
         self._factors += [Size.named(Ceil(v, Size.of(d))) for d in _DIVISORS for v in plain]
+        self._factors += [Size.named(Ceil(v + Size.of(1 - d), Size.of(d))) for d in (2, 4) for v in plain]
+        yield from (Size.named(Ceil(v + Size.of(c), Size.of(d))) for d in (2, 3, 4) for c in range(-6, 7) for v in plain)
 
     def _products(self) -> Iterator[Size]:
         yield from (u * v for u, v in itertools.combinations_with_replacement(self._factors, 2))

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gewu.core.errors import InputError
-from gewu.ops.algebra import Arena, Ids
+from gewu.ops.algebra import FAR, Arena, Ids
+from gewu.ops.digits import digits_of
 from gewu.ops.ir import FLOATS, WIDTH
 
 ABSENT: Final = -1
@@ -40,7 +41,7 @@ class Term:
     """One node of the common formula.
 
     `kind`: load, const, index, scalar, apply, gather, reduce.  `values`: offsets (load) or integers (index) over the lanes of its
-    context.  `present`: for a reduce, which lanes have which terms.
+    `context`, the reductions around that matter to it.  `present`: for a reduce, which lanes have which terms.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class Term:
     values: NDArray[Any] = field(default_factory=lambda: np.zeros(0, np.int64))
     present: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     axis: str = ""
+    context: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +64,27 @@ class Lanes:
     axes: tuple[str, ...] = ()
 
 
-_COMMUTATIVE: Final = {"add": ("add", "sub", "fma", "neg", "dp4a"), "max": ("max",), "min": ("min",)}
+_COMMUTATIVE: Final = {"add": ("add", "sub", "neg"), "max": ("max",), "min": ("min",)}
 _FAMILY: Final = {op: family for family, ops in _COMMUTATIVE.items() for op in ops}
+
+
+def _hoisted(nodes: Ids, shape: Lanes) -> tuple[Ids, Lanes]:
+    """Leave out the reductions around along which all nodes are the same: the mean of a row is not another one for each term."""
+    matrix = nodes.reshape(shape.extents)
+    axes = list(shape.axes)
+    for place in reversed(range(len(axes))):
+        most = matrix.max(axis=place + 1)
+        if ((matrix == np.expand_dims(most, place + 1)) | (matrix < 0)).all():
+            matrix = most
+            del axes[place]
+    return matrix.reshape(-1), Lanes(matrix.shape, tuple(axes))
 
 
 class Unifier:
     """Unify outputs of one trace; axes get names that are unique in it."""
 
-    def __init__(self, arena: Arena) -> None:
-        self.arena = arena
+    def __init__(self, arena: Arena, places: Ids | None = None) -> None:
+        self.arena, self.places = arena, places
         self.axes = 0
         self._memo: dict[tuple[Any, ...], Term] = {}
 
@@ -88,6 +102,7 @@ class Unifier:
         """
         arena = self.arena
         nodes = np.where(nodes >= 0, arena.canonical[nodes], ABSENT)
+        nodes, shape = _hoisted(nodes, shape)
         key = (shape, as_type, nodes.tobytes())
         if key not in self._memo:
             self._memo[key] = self._unify(nodes, shape, as_type)
@@ -101,15 +116,14 @@ class Unifier:
         distinct = np.unique(there)
         numbers = np.unique(arena.signature[distinct])
         signatures = [arena.signatures[n] for n in numbers]
-        families = {_FAMILY[s[0]] for s in signatures if s[0] in _FAMILY and s[1] != "pred"}
-        if len(families) == 1 and not (families == {"add"} and signatures == [signatures[0]] and signatures[0][0] == "neg"):
-            return self._flatten(families.pop(), nodes, shape, next(s[1] for s in signatures if s[0] in _FAMILY), distinct)
+        sums = [s for s in signatures if _FAMILY.get(s[0]) and _action(s, _FAMILY[s[0]], s[1]) != _KEEP]
+        families = {_FAMILY[s[0]] for s in sums}
+        if len(families) == 1 and [s[0] for s in signatures] != ["neg"]:
+            return self._flatten(families.pop(), nodes, shape, sums[0][1])
         if all(s[0] == "const" for s in signatures):
             return self._constants(nodes, shape, as_type)
         if len(signatures) > 1:
             return self._padded(nodes, shape, as_type, signatures)
-        if len(distinct) * 4 < len(nodes) and len(nodes) > 20_000:
-            return self._compressed(nodes, shape, as_type, distinct)
         return self._same(nodes, shape, signatures[0])
 
     def _same(self, nodes: Ids, shape: Lanes, signature: tuple[str, str, tuple[str, ...]]) -> Term:
@@ -118,7 +132,7 @@ class Unifier:
         there = nodes >= 0
         if op == "load":
             offsets = np.where(there, arena.data[nodes], ABSENT)
-            return Term("load", type_, number=int(mods[0]), values=offsets.reshape(shape.extents))
+            return Term("load", type_, number=int(mods[0]), values=offsets.reshape(shape.extents), context=shape.axes)
         if op == "scalar":
             numbers = np.unique(arena.data[nodes[there]])
             if len(numbers) > 1:
@@ -145,29 +159,7 @@ class Unifier:
         if term.kind != "load":
             raise Mixed("outputs are zero in some places and a formula in others")
         values = np.where(zero.reshape(shape.extents), ZERO, term.values)
-        return Term("load", term.type, number=term.number, values=values)
-
-    def _compressed(self, nodes: Ids, shape: Lanes, as_type: str, distinct: Ids) -> Term:
-        """Unify each distinct node once and spread the result over the lanes."""
-        place = np.searchsorted(distinct, np.maximum(nodes, distinct[0]))
-        small = self.unify(distinct, Lanes((len(distinct),)), as_type)
-        there = (nodes >= 0).reshape(shape.extents)
-        known: dict[int, Term] = {}
-
-        def spread(term: Term) -> Term:
-            if id(term) in known:
-                return known[id(term)]
-            made = Term(term.kind, term.type, term.op, term.mods, tuple(map(spread, term.children)), term.number, axis=term.axis)
-            for name, missing in (("values", ABSENT), ("present", False)):
-                array = getattr(term, name)
-                if array.size:
-                    wide = array[place].reshape(shape.extents + array.shape[1:])
-                    mask = there.reshape(there.shape + (1,) * (wide.ndim - there.ndim))
-                    setattr(made, name, np.where(mask, wide, missing))
-            known[id(term)] = made
-            return made
-
-        return spread(small)
+        return Term("load", term.type, number=term.number, values=values, context=shape.axes)
 
     def _constants(self, nodes: Ids, shape: Lanes, as_type: str) -> Term:
         arena, there = self.arena, nodes >= 0
@@ -182,8 +174,14 @@ class Unifier:
         if (whole != numbers).any():
             raise Mixed("outputs hold constants that follow no index")
         if as_type in FLOATS:
-            return Term("apply", as_type, "cvt", ("s64", "rn"), (Term("index", "s64", values=whole.reshape(shape.extents)),))
-        return Term("index", as_type, values=whole.reshape(shape.extents))
+            return Term(
+                "apply",
+                as_type,
+                "cvt",
+                ("s64", "rn"),
+                (Term("index", "s64", values=whole.reshape(shape.extents), context=shape.axes),),
+            )
+        return Term("index", as_type, values=whole.reshape(shape.extents), context=shape.axes)
 
     def numbers(self, nodes: Ids, type_: str) -> NDArray[Any]:
         """Return constant nodes as numbers of a type."""
@@ -193,13 +191,13 @@ class Unifier:
         width = WIDTH[type_]
         return bits if width == 64 else (bits + (1 << (width - 1))) % (1 << width) - (1 << (width - 1))
 
-    def _flatten(self, family: str, nodes: Ids, shape: Lanes, type_: str, distinct: Ids) -> Term:
-        if len(distinct) * 4 < len(nodes) and len(nodes) > 20_000:
-            return self._compressed(nodes, shape, type_, distinct)
+    def _flatten(self, family: str, nodes: Ids, shape: Lanes, type_: str) -> Term:
         lane, item, sign, constant = self._expand(family, nodes, type_)
         sort = np.lexsort((*self.arena.lead[item].T[::-1], lane))
         lane, item, sign = lane[sort], item[sort], sign[sort]
         group = self._groups(item, sign)
+        if self.places is not None and family == "add" and not shape.axes:
+            group = self._neighbours(lane, item, group)
         parts: list[tuple[int, Term]] = []
         for number in range(int(group.max()) + 1 if len(group) else 0):
             chosen = group == number
@@ -225,8 +223,11 @@ class Unifier:
         column = np.arange(len(lane)) - np.repeat(np.cumsum(counts) - counts, counts)
         matrix = np.full((lanes, most), ABSENT)
         matrix[lane, column] = item
-        if most == 1 and counts.min() == 1:
-            return self.unify(matrix[:, 0], shape, type_)
+        if most == 1 and (counts.min() == 1 or (not shape.axes and self._is_load(item))):
+            term = self.unify(matrix[:, 0], shape, type_)
+            if counts.min() == 0 and term.kind == "load":
+                term.values = np.where((matrix[:, 0] == ABSENT).reshape(term.values.shape), ZERO, term.values)
+            return term
         if lanes * most > MOST_ITEMS:
             raise NotLifted("too many terms to look at")
         self.axes += 1
@@ -234,7 +235,10 @@ class Unifier:
         inner = Lanes((*shape.extents, most), (*shape.axes, axis))
         body = self.unify(matrix.reshape(-1), inner, type_)
         present = (matrix != ABSENT).reshape(inner.extents)
-        return Term("reduce", type_, family, children=(body,), number=most, present=present, axis=axis)
+        return Term("reduce", type_, family, children=(body,), number=most, present=present, axis=axis, context=shape.axes)
+
+    def _is_load(self, item: Ids) -> bool:
+        return {self.arena.signatures[n][0] for n in np.unique(self.arena.signature[item])} == {"load"}
 
     def _combine(self, family: str, parts: list[tuple[int, Term]], type_: str) -> Term:
         parts.sort(key=lambda part: (part[0] < 0, part[1].kind == "const"))
@@ -247,17 +251,31 @@ class Unifier:
 
     def _groups(self, item: Ids, sign: Ids) -> NDArray[np.int64]:
         """Number the terms by shape: equal numbers, equal formulas."""
-        s0, s1 = self.arena.shape[0][item], self.arena.shape[1][item]
-        order = np.lexsort((s1, s0, sign))
-        fresh = np.zeros(len(item), np.int64)
-        if len(item) > 1:
-            a, b, c = s0[order], s1[order], sign[order]
-            differ = np.abs(np.diff(a)) > 1e-9 * (np.abs(a[1:]) + 1e-6)
-            differ |= np.abs(np.diff(b)) > 1e-9 * (np.abs(b[1:]) + 1e-6)
-            fresh[1:] = np.cumsum(differ | (np.diff(c) != 0))
-        group = np.empty(len(item), np.int64)
-        group[order] = fresh
-        return group
+        _, group = np.unique(np.stack([self.arena.shape[item], sign.view(np.uint64)]), axis=1, return_inverse=True)
+        return np.reshape(group, -1)
+
+    def _neighbours(self, lane: Ids, item: Ids, group: Ids) -> Ids:
+        """Split the terms of a stencil: few, at fixed distances from the output, but not evenly spaced."""
+        assert self.places is not None
+        out, fresh = group.copy(), int(group.max()) + 1 if len(group) else 0
+        for number in range(fresh):
+            chosen = np.flatnonzero(group == number)
+            counts = np.bincount(lane[chosen])
+            most = int(counts.max())
+            if not 2 < most <= 64:
+                continue
+            full = chosen[lane[chosen] == int(counts.argmax())]
+            lead = self.arena.lead[item]
+            near = np.flatnonzero((lead[chosen] < FAR).all(axis=0))
+            if not len(near) or digits_of(lead[full][:, near].astype(np.int64)) is not None:
+                continue
+            distance = lead[chosen, near[0]] - self.places[lane[chosen]]
+            values, label = np.unique(distance, return_inverse=True)
+            if len(values) == most:
+                out[chosen] = fresh + np.reshape(label, -1)
+                fresh += most
+        _, dense = np.unique(out, return_inverse=True)
+        return np.reshape(dense, -1)
 
     def _expand(self, family: str, nodes: Ids, type_: str) -> tuple[Ids, Ids, Ids, NDArray[Any]]:
         """Take sums (maxima, minima) apart, all lanes at once: lane, node, sign of every term, and the constant of a lane."""
@@ -289,35 +307,16 @@ class Unifier:
         arena = self.arena
         if not len(lane):
             return [(lane, item, sign)]
-        a, b, c = (arena.args[item, k] for k in range(3))
+        a, b = arena.args[item, 0], arena.args[item, 1]
         if code in (_BOTH, _EXTREME):
             return [(lane, a, sign), (lane, b, sign)]
         if code == _LESS:
             return [(lane, a, sign), (lane, b, -sign)]
-        if code == _NEGATE:
-            return [(lane, a, -sign)]
-        a, b, original = a.copy(), b.copy(), sign
-        if code == _PRODUCT:
-            sign = sign.copy()
-            negations = np.array([s[0] == "neg" and s[1] in FLOATS for s in arena.signatures])
-            for factor in (a, b):
-                while (negative := negations[arena.signature[factor]]).any():
-                    factor[negative] = arena.canonical[arena.args[factor[negative], 0]]
-                    sign[negative] *= -1
-        found = [(lane, c, original)]
-        for number in np.unique(arena.signature[item]):
-            op, type_, mods = arena.signatures[number]
-            chosen = arena.signature[item] == number
-            columns = [arena.canonical[a[chosen]], arena.canonical[b[chosen]]]
-            if op == "dp4a":
-                columns.append(np.full(len(columns[0]), arena.add_constant("b32", 0)))
-            term = arena.extend("dp4a" if op == "dp4a" else "mul", type_, mods if op == "dp4a" else (), columns)
-            found.append((lane[chosen], term, sign[chosen]))
-        return found
+        return [(lane, a, -sign)]
 
 
-_KEEP, _CONST, _DROP, _BOTH, _LESS, _NEGATE, _PRODUCT, _DOT, _EXTREME = range(9)
-_SPLITS = (_BOTH, _LESS, _NEGATE, _PRODUCT, _DOT, _EXTREME)
+_KEEP, _CONST, _DROP, _BOTH, _LESS, _NEGATE, _EXTREME = range(7)
+_SPLITS = (_BOTH, _LESS, _NEGATE, _EXTREME)
 
 
 def _action(signature: tuple[str, str, tuple[str, ...]], family: str, type_: str) -> int:
@@ -325,11 +324,16 @@ def _action(signature: tuple[str, str, tuple[str, ...]], family: str, type_: str
     op, own, mods = signature
     if op == "const":
         return _CONST
-    if WIDTH[own] != WIDTH[type_] or (own in FLOATS) != (type_ in FLOATS) or {"rm", "rp", "rz", "sat"} & set(mods):
+    if (
+        own == "pred"
+        or WIDTH[own] != WIDTH[type_]
+        or (own in FLOATS) != (type_ in FLOATS)
+        or {"rm", "rp", "rz", "sat"} & set(mods)
+    ):
         return _KEEP
     if family != "add":
         return _EXTREME if op == family and own == type_ else _KEEP
-    return {"add": _BOTH, "sub": _LESS, "neg": _NEGATE, "fma": _PRODUCT, "dp4a": _DOT}.get(op, _KEEP)
+    return {"add": _BOTH, "sub": _LESS, "neg": _NEGATE}.get(op, _KEEP)
 
 
 def operand_type(op: str, type_: str, mods: tuple[str, ...], place: int) -> str:

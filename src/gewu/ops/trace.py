@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gewu.core.errors import InputError
-from gewu.ops.scalar import UNSIGNED, cut
+from gewu.ops.ir import WIDTH
+from gewu.ops.scalar import UNSIGNED, apply
 
 Ids = NDArray[np.int64]
 NONE: Final = -1
@@ -45,9 +46,20 @@ def example(buffer: SymbolicBuffer, number: int, offsets: NDArray[np.int64], siz
     if dtype.kind == "f" and dtype.itemsize == size:
         return (0.5 + (z >> np.uint64(40)).astype(np.float64) / 2.0**24).astype(dtype).view(kind)
     if dtype.name == "bfloat16" and size == 2:
-        return (0.5 + (z >> np.uint64(40)).astype(np.float32) / 2.0**24).astype(np.float32).view(np.uint32).__rshift__(16).astype(kind)
+        return (
+            (0.5 + (z >> np.uint64(40)).astype(np.float32) / 2.0**24)
+            .astype(np.float32)
+            .view(np.uint32)
+            .__rshift__(16)
+            .astype(kind)
+        )
     if dtype.kind == "f" and size == 2 * dtype.itemsize and size <= 4:
-        half = (0.5 + (z >> np.uint64(48)).astype(np.float64) / 2.0**16).astype(dtype).view(UNSIGNED[8 * dtype.itemsize]).astype(kind)
+        half = (
+            (0.5 + (z >> np.uint64(48)).astype(np.float64) / 2.0**16)
+            .astype(dtype)
+            .view(UNSIGNED[8 * dtype.itemsize])
+            .astype(kind)
+        )
         return half | (half << kind.type(8 * dtype.itemsize))
     return (z % np.uint64(8)).astype(kind)
 
@@ -126,6 +138,67 @@ class Nodes:
         flags = np.array([s[0] == op for s in self.signatures])
         return flags[self.signature[nodes]]
 
+    def displaced(self, nodes: Ids, by: int) -> Ids:
+        """Return 64-bit sums plus a number; a constant among the terms takes it up, so that addresses become byte offsets."""
+        out, left = nodes.copy(), np.ones(len(nodes), np.bool_)
+        sums = np.array([s[0] == "add" and s[1] in ("u64", "s64") for s in self.signatures])[self.signature[nodes]]
+        for k in (0, 1):
+            term, rest = self.args[nodes, k], self.args[nodes, 1 - k]
+            chosen = left & sums & (term != NONE)
+            chosen[chosen] &= self.is_op(term[chosen], "const")
+            if not chosen.any():
+                continue
+            number = self.data[term[chosen]] + by
+            zero = number == 0
+            moved = rest[chosen]
+            if (~zero).any():
+                moved[~zero] = self.add("add", "s64", (), [moved[~zero], self.constants(number[~zero].view(np.uint64), "b64")])
+            out[chosen] = moved
+            left &= ~chosen
+        deeper = left & sums
+        for k in (0, 1):  # a sum of sums: the pointer is one level down
+            chosen = deeper & np.isin(np.arange(len(nodes)), np.flatnonzero(deeper))
+            if not chosen.any():
+                continue
+            inner = self.args[nodes[chosen], k]
+            found = self._pointer(inner)
+            place = np.flatnonzero(chosen)[found]
+            if len(place):
+                one = self.displaced(self.args[nodes[place], k], by)
+                out[place] = self.add("add", "s64", (), [one, self.args[nodes[place], 1 - k]])
+                left[place] = deeper[place] = False
+        if left.any():
+            base = self.constants(np.full(int(left.sum()), by, np.int64).view(np.uint64), "b64")
+            out[left] = self.add("add", "s64", (), [nodes[left], base])
+        return out
+
+    def _pointer(self, nodes: Ids) -> NDArray[np.bool_]:
+        """Tell which sums have a constant as large as an address among their terms, down to a few levels."""
+        found = np.zeros(len(nodes), np.bool_)
+        stack = [nodes]
+        for _ in range(4):
+            if not stack:
+                break
+            now = stack.pop()
+            sums = np.array([s[0] == "add" and s[1] in ("u64", "s64") for s in self.signatures])[self.signature[now]]
+            for k in (0, 1):
+                term = np.where(sums, self.args[now, k], now)
+                found |= self.is_op(term, "const") & (np.abs(self.data[term]) >= 1 << 39)
+                stack.append(term)
+        return found
+
+    def otherwise(self, nodes: Ids, condition: Ids) -> Ids:
+        """Return what nodes are where a condition does not hold: selections on its opposite are decided."""
+        out = nodes.copy()
+        chosen = self.is_op(nodes, "select")
+        if chosen.any():
+            mine, other = condition[chosen], self.args[nodes[chosen], 2]
+            opposite = self.is_op(mine, "not") & (self.args[mine, 0] == other)
+            opposite |= self.is_op(other, "not") & (self.args[other, 0] == mine)
+            place = np.flatnonzero(chosen)[opposite]
+            out[place] = self.args[nodes[place], 0]
+        return out
+
     def half(self, nodes: Ids, high: bool, whole: str) -> Ids:
         """Return halves of nodes: of loads and packs without a new operation."""
         width = int(whole[1:])
@@ -177,6 +250,38 @@ class Nodes:
         return Trace(self.signatures, self.signature[:n], self.args[:n], self.data[:n])
 
 
-def narrow(bits: NDArray[Any], width: int) -> NDArray[Any]:
-    """Return bits in the unsigned type of a register."""
-    return cut(bits, width)
+Loads = Callable[[int, NDArray[np.int64], int], NDArray[Any]]
+
+
+def evaluate(trace: Trace, nodes: Ids, loads: Loads, scalars: Mapping[int, int] | None = None) -> NDArray[np.uint64]:
+    """Return the bits of nodes.
+
+    Args:
+        trace: the graph; its nodes up to the last one wanted are computed, many of one operation at a time.
+        nodes: which ones to return.
+        loads: bits of array elements, from the number of the argument, byte offsets and the size of an element in bytes.
+        scalars: bits of the float arguments by number.
+    """
+    end = int(nodes.max()) + 1 if len(nodes) else 0
+    values, last = np.zeros(end, np.uint64), trace.args[:end].max(axis=1, initial=NONE)
+    edges = [*(np.flatnonzero(np.diff(trace.signature[:end])) + 1).tolist(), end]
+    start = 0
+    for edge in edges:
+        while start < edge:
+            late = np.flatnonzero(last[start:edge] >= start)  # these need values of the same stretch
+            stop = start + int(late[0]) if len(late) else edge
+            op, type_, mods = trace.signatures[trace.signature[start]]
+            args, data = trace.args[start:stop], trace.data[start:stop]
+            found: NDArray[Any]
+            if op == "const":
+                found = data.view(np.uint64)
+            elif op == "scalar":
+                found = np.array([(scalars or {})[number] for number in data.tolist()], np.uint64)
+            elif op in ("load", "gather"):
+                offsets = data if op == "load" else values[args[:, 0]].view(np.int64)
+                found = loads(int(mods[0]), offsets, WIDTH[type_] // 8)
+            else:
+                found = apply(op, type_, mods, [values[args[:, k]] for k in range(4) if args[0, k] != NONE])
+            values[start:stop] = found
+            start = stop
+    return values[nodes]

@@ -10,7 +10,7 @@ from typing import Final
 
 from gewu.ops.ir import WIDTH
 from gewu.ops.lower import Lower, Module
-from gewu.ops.nest import Access, Function, Sizes
+from gewu.ops.nest_parts import Access, Function, Sizes
 from gewu.ops.rewrite import Axes
 from gewu.ops.sizes import Ceil, Size
 from gewu.ops.tensor import Assign, Load

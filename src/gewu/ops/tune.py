@@ -21,8 +21,9 @@ import numpy as np
 from gewu.core.errors import GewuError, InputError
 from gewu.core.files import read_capped, write_atomic
 from gewu.ops import llvm
-from gewu.ops.emit import Executable, Form, Step, compile_program
-from gewu.ops.nest import Choice
+from gewu.ops.emit import Executable, compile_program
+from gewu.ops.forms import Form, Step
+from gewu.ops.nest_parts import Choice
 from gewu.ops.pool import THREADS
 from gewu.ops.rewrite import fingerprint
 from gewu.ops.tensor import Program

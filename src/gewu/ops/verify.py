@@ -151,8 +151,8 @@ class Verifier:
                 units = self._relax(units)
         if not first.ok:
             return first
-        proof = self._range(Proof(self.lifted, units, {}, {}))
-        return self.extend(proof, self.grid, self.args) if proof else Verdict(False, math.inf, "differs for some numbers")
+        ranged = self._range(Proof(self.lifted, units, {}, {}))
+        return self.extend(ranged.proof, self.grid, self.args) if ranged.proof else ranged
 
     def extend(self, proof: Proof, grid: Shape, args: Sequence[Any]) -> Verdict:
         """Try the sizes of a launch, all at once where that is affordable, else one at a time with the others small."""
@@ -214,18 +214,19 @@ class Verifier:
                     break
         return units
 
-    def _range(self, proof: Proof) -> Proof | None:
-        """Return the proof with the range of the sizes tried, small ones too where they agree; None: some numbers refute it."""
+    def _range(self, proof: Proof) -> Verdict:
+        """Return the proof with the range of the sizes tried, small ones too where they agree, unless some numbers refute it."""
         for number in range(3):
             proof = _wider(proof, self._sizes(proof.units, number))
         for number, kind in enumerate(("large", "zeros")):
             small = {i: self._scaled(i, _LITTLE[(k + 3 * number) % len(_LITTLE)], proof.units) for k, i in enumerate(self.real)}
             like = _like(self.grid, number + 1)
-            if self.real and self.trial(small, like, kind).ok:
+            verdict = self.trial(small, like, kind)
+            if verdict.ok:
                 proof = _wider(proof, small)
-            elif any(self.trial(small, like, other).ok for other in KINDS[:3]):
-                return None  # right or wrong with the numbers, not with the sizes
-        return proof
+            elif not self.real or any(self.trial(small, like, other).ok for other in KINDS[:3]):
+                return verdict  # right or wrong with the numbers, not with the sizes
+        return Verdict(True, self.worst, "", proof)
 
     def _sizes(self, units: Mapping[int, int], number: int) -> dict[int, int]:
         """Return ragged sizes in units, beyond one tile if the real ones are, in the order of the real ones."""
@@ -273,7 +274,7 @@ class Verifier:
             mine = ours.bases[number]
             if np.array_equal(mine, base):
                 continue
-            type_ = next((a.type for a in self.lifted.program.assigns if a.buffer == number), "b8")
+            type_ = self.roles.types.get(number, "b8")
             if number not in out or type_ not in FLOATS:
                 first = int(np.flatnonzero(mine != base)[0])
                 return Verdict(False, math.inf, f"argument {number} differs at byte {first - 256}")

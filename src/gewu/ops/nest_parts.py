@@ -1,0 +1,80 @@
+"""What nests have in common with those who call them: choices of the tuner, runtime sizes, accesses, finished functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gewu.ops.ir import WIDTH
+from gewu.ops.lower import number
+from gewu.ops.rewrite import Axes
+from gewu.ops.sizes import Affine, Size
+from gewu.ops.tensor import Reduce
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the tuner may change.
+
+    Attributes:
+        tile: elements in a tile of accumulators.
+        unroll: reduction steps in one pass over a tile.
+        interleave, width: vectors in flight and elements of a vector (0: LLVM's choice).
+        threads: how many may work at a time (0: as the program was compiled for).
+        blas: 0 to make matrix products by nests.
+    """
+
+    tile: int = 512
+    unroll: int = 4
+    interleave: int = 0
+    width: int = 0
+    threads: int = 0
+    blas: int = 1
+
+
+@dataclass(slots=True)
+class Sizes:
+    """The runtime sizes of a program in the order in which functions find them; a pair (argument, type) asks for its length."""
+
+    entries: list[Size | tuple[int, str]] = field(default_factory=list)
+
+    def place(self, entry: Size | tuple[int, str]) -> int:
+        """Return the place of an entry, added when new."""
+        if entry not in self.entries:
+            self.entries.append(entry)
+        return self.entries.index(entry)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """One access that the code makes: over all points of `axes` where all of `where` are >= 0."""
+
+    slot: int
+    type: str
+    index: Affine
+    axes: Axes
+    where: tuple[Affine, ...]
+    write: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A finished nest: its text, its accesses, and what its outermost loop counts: `extent`, in units of `unit` elements."""
+
+    name: str
+    text: str
+    accesses: tuple[Access, ...]
+    extent: Size
+    unit: int
+    kind: str
+
+
+def accumulator(e: Reduce) -> tuple[str, str]:
+    """Return the type in which a reduction accumulates (float32 for the half types) and its starting value as a literal."""
+    kind = "f32" if e.type in ("f16", "bf16") else e.type
+    if e.kind in ("add", "mul"):
+        return kind, number(kind, 1 if e.kind == "mul" else 0)
+    if kind in ("f32", "f64"):
+        return kind, number(kind, float("-inf") if e.kind == "max" else float("inf"))
+    width = WIDTH[kind]
+    low, high = (-(1 << width - 1), (1 << width - 1) - 1) if kind[0] == "s" else (0, (1 << width) - 1)
+    return kind, str(low if e.kind == "max" else high)
