@@ -1,8 +1,8 @@
 """Random kernels with nested branches and loops, guards, barriers, atomics and local memory: whatever runs them must agree.
 
-`random_kernel(seed, threads)` works on eight 32-bit registers. Its arguments: 256 words that are read, 16 words for each thread that
-are written, 4 words and 1 word that atomics change (one kind for each word, so that order does not matter), one number. Barriers
-stand only where all threads of a block come together; kernels without barriers have threads that leave early instead.
+`random_kernel(seed, threads)` works on eight 32-bit registers. Its arguments: 256 words that are read, 16 words for each thread
+that are written, 4 words and 1 word that atomics change (one kind for each word, so that order does not matter), one number.
+Barriers stand only where all threads of a block come together; kernels without barriers have threads that leave early instead.
 """
 
 import random

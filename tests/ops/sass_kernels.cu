@@ -4,7 +4,9 @@
 
 __constant__ float table[64] = {1, 2, 3, 4, 5};
 __device__ int counts[16] = {1, 2, 3};
-__device__ int calls;
+__device__ int calls = 5;
+__device__ int left_to_the_host;
+__constant__ float filled_by_the_host[4];
 
 struct Options {
     float a[5];
@@ -21,10 +23,7 @@ __noinline__ __device__ float horner(float x, int n) {
 extern "C" {
 __global__ void constants(const float* x, float* y, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) {
-        y[i] = x[i] * table[i & 63] + table[3] + counts[i & 15];
-        if (x[i] > 3) atomicAdd(&calls, 1);
-    }
+    if (i < n) y[i] = x[i] * table[i & 63] + table[3] + counts[i & 15];
 }
 
 __global__ void local_array(const int* x, int* y, int n) {
@@ -186,6 +185,14 @@ __global__ void structure(Options o, float* y) {
     if (i < o.n) y[i] = o.a[1] * i + o.a[4] + o.d;
     if (i == 40) y[i] = o.a[0];
 }
+
+__global__ void host_variable(int* x) { x[threadIdx.x] = atomicAdd(&left_to_the_host, 1); }
+
+__global__ void counting(float* x) {
+    if (x[threadIdx.x] > 3) x[threadIdx.x] = atomicAdd(&calls, 1);
+}
+
+__global__ void host_constant(float* x) { x[threadIdx.x] = filled_by_the_host[threadIdx.x & 3]; }
 
 __global__ void division(const float* a, const float* b, float* c) { c[threadIdx.x] = a[threadIdx.x] / b[threadIdx.x]; }
 }

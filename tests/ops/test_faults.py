@@ -14,6 +14,7 @@ from gewu.core.errors import GewuError, InputError, ResourceError
 from gewu.ops import load
 from gewu.ops.cache import Cache, cache_folder, key_of
 from gewu.ops.ir import Unsupported
+from gewu.ops.kernelfile import kernel_from_json, kernel_to_json
 from gewu.ops.serial import lifted_from_json, lifted_to_json, program_from_json, program_to_json
 from tests.ops.programs import RIGHT, matmul, mutants, saxpy
 from tests.ops.ptxtext import HALT, LOOP, SAXPY, module
@@ -72,7 +73,7 @@ def test_an_endless_loop_ends_at_the_step_limit(use: str, monkeypatch: pytest.Mo
     monkeypatch.setattr("gewu.ops.spmd.STEP_LIMIT", 1 << 16)
     monkeypatch.setattr("gewu.ops.route.STEP_LIMIT", 1 << 16)
     operator = load(LOOP, use=use, checked=True)["forever"]
-    with pytest.raises(InputError, match="endless|may not end"):
+    with pytest.raises(InputError, match=r"endless|may not end"):
         operator[1, 32](np.ones(1, np.int32))
 
 
@@ -123,6 +124,7 @@ def test_damaged_entries_of_the_cache_are_ignored_and_written_anew(folder: Path)
         ):
             path.write_bytes(bad)
             assert compute().status == "lifted"
+            load(SAXPY, use="spmd")["saxpy"].prepare(4, 256, *vectors(), 2.0, N)  # reads the kernel, which a lifted one need not
             assert json.loads(path.read_bytes()) == json.loads(good)
 
 
@@ -247,3 +249,43 @@ def test_sizes_nested_too_deeply_are_refused() -> None:
     table = lifted_to_json(saxpy()) | {"rule": [size, size, size]}
     with pytest.raises(InputError):
         lifted_from_json(json.loads(json.dumps({**table, "pinned": [], "types": []})))
+
+
+def test_kernels_survive_being_stored_and_mutated_ones_are_refused_or_kernels() -> None:
+    kernel = load(SAXPY)["saxpy"].router.kernel
+    text = json.dumps(kernel_to_json(kernel))
+    assert kernel_from_json(json.loads(text)) == kernel
+    rng = np.random.default_rng(4)
+    refused = 0
+    for _ in range(300):
+        place = int(rng.integers(len(text)))
+        changed = text[:place] + chr(int(rng.integers(32, 127))) + text[place + int(rng.integers(3)) :]
+        try:
+            kernel_from_json(json.loads(changed))
+        except (InputError, ValueError):
+            refused += 1
+    assert refused > 100
+
+
+@pytest.mark.parametrize("key", ["blocks", "widths", "numbers", "parameters", "data"])
+@pytest.mark.parametrize(
+    "value", [None, [], 3, "x", [[1]], {"a": "b"}, [-1, 0, 0], [[[["eval", "f32", [], [], [], None, ""]], []]]]
+)
+def test_hostile_kernels_are_refused(key: str, value: Any) -> None:
+    table = kernel_to_json(load(SAXPY)["saxpy"].router.kernel)
+    if key == "parameters" and value == []:
+        pytest.skip("a kernel may have no parameters")
+    with pytest.raises(InputError):
+        kernel_from_json({**table, key: value})
+
+
+def test_a_fault_of_the_analysis_leaves_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr("gewu.ops.route.lift", broken)
+    x, y = vectors()
+    operator = load(SAXPY, cache=False)["saxpy"]
+    operator[4, 256](x, y, 2.0, N)
+    assert operator.status == "spmd" and "error inside" in operator.reason
+    np.testing.assert_allclose(y, np.float32(2.0) * x + vectors()[1], rtol=1e-6, atol=1e-6)

@@ -11,7 +11,7 @@ import pytest
 
 from gewu.core.errors import InputError
 from gewu.ops import library
-from gewu.ops.library import OPERATORS, attention, call
+from gewu.ops.library import OPERATORS, attend, call
 from gewu.ops.library.call import KINDS
 
 TYPES: dict[str, Any] = {"float32": np.float32, "float64": np.float64, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -219,7 +219,7 @@ def test_table() -> None:
     assert len(OPERATORS) >= 48
     assert sum("bfloat16" in o.dtypes for o in OPERATORS.values()) >= 20
     assert all(o.summary and o.formula and o.function.__doc__ for o in OPERATORS.values())
-    assert OPERATORS["softmax"].function is library.softmax
+    assert all(getattr(library, name) is operator.function for name, operator in OPERATORS.items())
     for unknown in (library.gradient, library.program):
         with pytest.raises(InputError, match="unknown operator"):
             unknown("sotfmax")
@@ -256,7 +256,7 @@ def test_formulas_in_jax(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch)
 
     elsewhere = _Elsewhere(lambda program, args, launch: to_jax(program)(args, launch))
     monkeypatch.setattr(call, "executable", elsewhere)
-    monkeypatch.setattr(attention, "executable", elsewhere)
+    monkeypatch.setattr(attend, "executable", elsewhere)
     test_operator(name, dtype)
 
 

@@ -52,7 +52,9 @@ def kernels(folder: Path, kind: str) -> dict[str, ir.Kernel]:
         return {name: clean(kernel) for name, kernel in kernels(folder, "ptx").items()}
     path = built(folder, kind)
     listing = read_cubin(path.read_bytes(), str(path)) if kind.isdigit() else read_ptx(path.read_text(), str(path))
-    assert not listing.refused
+    assert set(listing.refused) == {"host_variable", "host_constant", "counting"}
+    assert "writes a module variable" in listing.refused.pop("counting")
+    assert all("only the host can set" in reason for reason in listing.refused.values())
     return listing.kernels
 
 

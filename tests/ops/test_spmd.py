@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -686,6 +687,22 @@ def test_a_tiny_launch_costs_little() -> None:
         compiled.launch((1, 1, 1), [x, y])
         best = min(best, time.perf_counter() - start)
     assert best < 2e-3  # 10 µs here; wide enough for a busy machine
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
+    kernel, x = assemble("copy", [8, 8], COPY), np.arange(32, dtype=np.int32)
+    first = compile_spmd(kernel, (32, 1, 1), cache=tmp_path)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 2
+    for damage in (b"", b"gewu-spmd 1\nnot what was written here, but long enough"):
+        for path in files:
+            path.write_bytes(damage)
+        again, y = compile_spmd(kernel, (32, 1, 1), cache=tmp_path), np.zeros(32, np.int32)
+        again.launch((1, 1, 1), [x, y])
+        same(y, x)
+        assert again.text == first.text
+    other = compile_spmd(assemble("copy", [8, 8], COPY.replace("ri 4", "ri 8")), (32, 1, 1), cache=tmp_path)
+    assert other.text != first.text
 
 
 def _outcome(kernel: ir.Kernel, threads: int, seed: int, run) -> list[np.ndarray]:

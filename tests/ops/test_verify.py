@@ -16,7 +16,7 @@ from gewu.ops.extent import extents, longest_sum, work
 from gewu.ops.lift import Lifted
 from gewu.ops.reference import evaluate
 from gewu.ops.sizes import Size
-from gewu.ops.verify import Verdict, as_floats, verify
+from gewu.ops.verify import Verdict, Verifier, as_floats, verify
 from tests.ops.programs import RIGHT, arguments, matmul, mutants, oracle, p, saxpy, softmax, stencil
 
 
@@ -91,8 +91,6 @@ def test_a_proof_does_not_reach_beyond_the_sizes_tried() -> None:
     verdict = verify(right, interpreted(right), kernel, (40, 1, 1), right.block, args)
     assert verdict.proof is not None
     assert not verdict.proof.covers((40, 1, 1), right.block, [*args[:2], np.int32(40), np.int32(200)])
-    from gewu.ops.verify import Verifier
-
     wide = [np.zeros((40, 200), np.float32)] * 2
     checker = Verifier(right, interpreted(right), kernel, (40, 1, 1), right.block, [*wide, np.int32(40), np.int32(200)])
     assert not checker.extend(verdict.proof, (40, 1, 1), [*wide, np.int32(40), np.int32(200)]).ok
@@ -171,3 +169,37 @@ def test_random_numbers_fill_the_bytes_asked_for(kind: str, type_: str) -> None:
 def test_sizes_of_the_grid_rule_are_used() -> None:
     right = replace(saxpy(), rule=(p(3), Size.of(1), Size.of(1)))
     assert right.grid([None, None, None, np.int32(5)], (1, 1, 1)) == (5, 1, 1)
+
+
+def test_more_blocks_of_a_free_grid_are_tried_before_they_are_believed() -> None:
+    right = replace(softmax(), rule=(Size.named("gx"), Size.of(1), Size.of(1)))
+    (assign,) = right.program.assigns
+    by_block = replace(assign, axes=(("i", Size.named("gx")), assign.axes[1]))
+    right = replace(right, program=replace(right.program, assigns=(by_block,)))
+
+    def kernel(grid: tuple[int, int, int], args: Sequence[Any]) -> None:  # rows beyond 64 are forgotten
+        oracle(right)((min(grid[0], 64), 1, 1), args)
+
+    args = arguments(softmax())
+    verdict = verify(right, interpreted(right), kernel, (40, 1, 1), right.block, args)
+    assert verdict.proof is not None and verdict.proof.grid[0] == 40
+    assert verdict.proof.covers((40, 1, 1), right.block, args)
+    assert verdict.proof.admits((70, 1, 1), right.block, args)
+    assert not verdict.proof.covers((70, 1, 1), right.block, args)
+    checker = Verifier(right, interpreted(right), kernel, (70, 1, 1), right.block, args)
+    assert not checker.extend(verdict.proof, (70, 1, 1), args).ok
+
+
+def test_huge_sizes_are_believed_after_large_ones() -> None:
+    right = saxpy()
+    seen: list[int] = []
+
+    def execute(args: Sequence[Any], launch: Any) -> None:
+        seen.append(launch["p3"])
+        interpreted(right)(args, launch)
+
+    huge = [*arguments(right)[:3], np.int32(2_000_000_000)]
+    grid = right.grid(huge, (1, 1, 1))
+    verdict = verify(right, execute, oracle(right), grid, right.block, huge)
+    assert verdict.proof is not None and verdict.proof.covers(grid, right.block, huge)
+    assert 30_000 <= max(seen) <= 10_000_000

@@ -17,16 +17,16 @@ refused with the reason.
 Symbols: `p3` the value of argument 3, `bx by bz` the block, `gx gy gz` the grid; `a3` the array that is argument 3.
 
 Order to read in:
-    ir                   the common language of one thread;  sizes, tensor: that of whole arrays
-    ptx, cubin, sass*, cuda, triton   readers;  clean: what has no effect goes;  interp: what it all means
+    ir                        the common language of one thread;  sizes, tensor: that of whole arrays
+    launch, arguments         a call from Python;  route: which way it takes;  cache, serial, kernelfile: what is kept
+    ptx*, cubin, sass*, cuda  readers;  clean, ssa, simplify*: what has no effect goes;  interp, scalar, memory: what it all means
     trace, algebra, template, affine, symbolise, plan, lift   from traces to a formula;  recognise: what compilers spelt out
-    extent, draws, verify            belief
-    rewrite, stage, nest, lower, vmath, emit   from a formula to loops;  llvm: machine code for many processors;  tune
-    shape, spmd*         the kernel as it is written, in vectors
-    arguments, launch, route, cache, serial    a launch from Python
-    aot, ffi, jaxform    objects with a C header; JAX
-    engine, figures      `gewu run kernel.cu`
-    library              operators of our own, by the same emitters
+    extent, draws, verify     belief;  reference: a formula by dense NumPy;  formula: as text
+    rewrite, stage, nest, contract, lower, vmath, emit        from a formula to loops;  llvm: machine code for many processors
+    shape, spmd*              the kernel as it is written, in vectors
+    standalone, aot           objects with a C header;  ffi, jaxform: JAX
+    engine, survey, guess, figures   `gewu run kernel.cu`
+    library                   operators of our own, by the same emitters
 
 Limits: no texture, no cooperative launch over a whole grid, no dynamic parallelism, no calls through pointers; see
 `docs/tutorials/migrate.md`.

@@ -17,12 +17,14 @@ lost, what rounding does on purpose (adding and subtracting 1.5 2^23) is kept.
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gewu.core.errors import InputError
 from gewu.ops.ir import FLOATS
 from gewu.ops.trace import Trace
 
@@ -71,6 +73,10 @@ def _few(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return words & _hash(words) & _hash(words ^ np.uint64(0xABCDEF)) | np.uint64(1) << (words & np.uint64(63))
 
 
+class NotLifted(InputError):
+    """A kernel is not recognised as a formula over whole arrays; it runs as it is written instead."""
+
+
 class Arena:
     """The nodes of a trace, growable, with their values.
 
@@ -91,8 +97,14 @@ class Arena:
         self.args = np.array(trace.args, np.int64).reshape(count, 4)
         self.data = np.array(trace.data, np.int64)
         self.moved = np.arange(count)
+        self.deadline = np.inf
         self.buffers = {buffer: column for column, buffer in enumerate(buffers)}
         self._number = {signature: i for i, signature in enumerate(self.signatures)}
+
+    def check_time(self) -> None:
+        """Give up when the processor time of this thread passes the deadline."""
+        if time.thread_time() > self.deadline:
+            raise NotLifted("takes too long to recognise")
 
     def number(self, op: str, type_: str, mods: tuple[str, ...] = ()) -> int:
         """Return the number of a signature, new or known."""

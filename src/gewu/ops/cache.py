@@ -3,9 +3,10 @@
     folder: $GEWU_CACHE, else $XDG_CACHE_HOME/gewu/ops, else ~/.cache/gewu/ops
     entry:  KEY.json = {"digest": SHA-256 of the body, "body": {...}};  KEY: SHA-256 of all that the entry depends on
 
-A key holds the version of gewu, of LLVM and the processor, so an entry of another version is never found.  An entry that is
-damaged, truncated or not of the form its reader expects is ignored and written anew.  Entries are believed once their digest
-fits, and machine code among them is run: a folder that belongs to somebody else or that others may write is not used at all.
+A key holds the version of gewu and of its files, of LLVM and the processor, so an entry of another version is never found.  An
+entry that is damaged, truncated or not of the form its reader expects is ignored and written anew.  Entries are believed once
+their digest fits, and machine code among them is run: a folder that belongs to somebody else or that others may write is not
+used at all.
 """
 
 from __future__ import annotations
@@ -82,13 +83,15 @@ def key_of(*parts: Any) -> str:
 
 @lru_cache(maxsize=1)
 def machine_key() -> str:
-    """Return what is common to all keys: versions of gewu, of the entries' form and of LLVM, and the processor."""
+    """Return what is common to all keys: versions of gewu, of this very code, of the entries' form and of LLVM; the processor."""
     import llvmlite
     import llvmlite.binding as binding
 
     from gewu.ops.llvm import host
 
-    return repr((__version__, FORMAT, llvmlite.__version__, binding.llvm_version_info, host()))
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    code = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in files]
+    return repr((__version__, code, FORMAT, llvmlite.__version__, binding.llvm_version_info, host()))
 
 
 def _digest(body: Any) -> str:

@@ -10,14 +10,14 @@ Constant banks and global variables are laid out one behind the other in `Kernel
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from gewu.core.errors import InputError
 from gewu.ops.disassemble import disassemble
-from gewu.ops.elf import Elf, Section, Symbol, read_elf, relocations
+from gewu.ops.elf import NO_BITS, Elf, Section, Symbol, read_elf, relocations
 from gewu.ops.ir import CONST_WINDOW, Listing, Parameter
 from gewu.ops.sass import read_sass
 from gewu.ops.sass_emit import PARAMETER_BASE
@@ -27,6 +27,7 @@ CUDA_MACHINE: Final = 190
 FATBIN_MAGIC: Final = 0xBA55ED50
 MAXIMUM_DATA: Final = 64 << 20
 _ENTRY: Final = 0x10
+_OBJECT: Final = 1
 _ABSOLUTE_64: Final = 2
 _PARAMETER, _BANK, _THREADS, _SHAPE, _FRAME, _STACK = 0x17, 0x0A, 0x05, 0x10, 0x11, 0x12
 _COMPRESSED: Final = 0x2000 | 0x8000
@@ -62,6 +63,8 @@ def read_cubin(data: bytes, file: str = "", disassembler: Disassembler = disasse
     listing = Listing()
     for cubin in _chosen(data, file):
         container = read_container(cubin, file)
+        if not container.facts:
+            continue
         found = read_sass(disassembler(cubin, file), container.facts, container.architecture, file)
         listing.kernels.update(found.kernels)
         listing.refused.update(found.refused)
@@ -168,7 +171,9 @@ def _facts(elf: Elf, symbol: Symbol, architecture: int, layout: _Layout, stack: 
             "kernel asks for more memory than any processor has", file=file or None, key=name, value=max(size, stack)
         )
     data, banks = layout.of(elf.named(f".nv.constant2.{name}"))
-    return Facts(parameters, base or PARAMETER_BASE[architecture], size, stack + 15 & ~15, limit, required, data, banks)
+    return Facts(
+        parameters, base or PARAMETER_BASE[architecture], size, stack + 15 & ~15, limit, required, data, banks, layout.unset
+    )
 
 
 def _entries(section: Section | None) -> list[tuple[int, bytes]]:
@@ -231,9 +236,13 @@ class _Layout:
                 self.places[number] = self._append(section)
                 if section.name.startswith(".nv.constant"):
                     self.banks[int(section.name[-1])] = (self.places[number], section.size)
+        self.unset: dict[int, tuple[tuple[int, int, str], ...]] = {3: tuple(self._empty_constants())}
+        self._names = {name for _, _, name in self.unset[3]}
+        addresses: list[tuple[int, int, str]] = []
         for section in elf.sections:
             if section.kind in (4, 9) and section.info < len(elf.sections) and section.info in self.places:
-                self._relocate(section)
+                addresses += self._relocate(section)
+        self.unset[4] = tuple(addresses)
         self.shared = bytes(self.data)
 
     def _append(self, section: Section) -> int:
@@ -247,7 +256,22 @@ class _Layout:
         self.data.extend(section.data if section.data else bytes(section.size))
         return start
 
-    def _relocate(self, section: Section) -> None:
+    def _empty_constants(self) -> Iterator[tuple[int, int, str]]:
+        """Give constant variables of zeros only: such are left for the host to fill."""
+        for symbol in self.elf.symbols:
+            section = self.elf.sections[symbol.section] if symbol.section < len(self.elf.sections) else None
+            if symbol.kind != _OBJECT or section is None or section.name != ".nv.constant3":
+                continue
+            if not any(section.data[symbol.value : symbol.value + symbol.size]):
+                yield symbol.value, symbol.value + symbol.size, symbol.name
+
+    def _is_unset(self, symbol: Symbol) -> bool:
+        section = self.elf.sections[symbol.section]
+        return section.kind == NO_BITS or symbol.name in self._names
+
+    def _relocate(self, section: Section) -> list[tuple[int, int, str]]:
+        """Put addresses in their places; return those of variables that only the host sets."""
+        unset = []
         start, size = self.places[section.info], self.elf.sections[section.info].size
         for offset, number, kind, addend in relocations(section):
             if kind != _ABSOLUTE_64 or offset + 8 > size or number >= len(self.elf.symbols):
@@ -257,9 +281,12 @@ class _Layout:
             symbol = self.elf.symbols[number]
             if symbol.section not in self.places:
                 continue
+            if self._is_unset(symbol):
+                unset.append((offset, offset + 8, symbol.name))
             kept = struct.unpack_from("<Q", self.data, start + offset)[0] if addend is None else addend
             address = CONST_WINDOW + self.places[symbol.section] + symbol.value + kept
             struct.pack_into("<Q", self.data, start + offset, address & (1 << 64) - 1)
+        return unset
 
     def of(self, constants: Section | None) -> tuple[bytes, dict[int, tuple[int, int]]]:
         """Return data and banks of a kernel with constants of its own."""

@@ -183,8 +183,10 @@ def _run(command: list[Any], file: Path | None, folder: Path | None = None) -> N
 def _refusal(log: str, file: Path | None) -> InputError:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r"error\b(?! detected)|fatal", line)] or lines
-    place = re.match(r".*?\((\d+)\)", errors[0]) if errors else None
-    return InputError("CUDA does not compile: " + "; ".join(errors[:3])[:600], file=file, line=int(place[1]) if place else None)
+    place = re.match(r"(.*?)\((\d+)\)", errors[0]) if errors else None
+    own = place is not None and file is not None and Path(place[1]) == file  # else in a header
+    line = int(place[2]) if own and place else None
+    return InputError("CUDA does not compile: " + "; ".join(errors[:3])[:600], file=file, line=line)
 
 
 def _with_nvcc(source: Path | str, arch: str, to: str, options: Sequence[str]) -> bytes:

@@ -10,6 +10,8 @@ where a symbol decides: a comparison of symbols gives a symbol, a branch on one 
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -78,21 +80,32 @@ def run(
     return counts
 
 
-def trace(kernel: Kernel, grid: Shape, block: Shape, args: Sequence[Any], *, shared: int = 0, limit: int = LIMIT) -> Trace:
+def trace(
+    kernel: Kernel,
+    grid: Shape,
+    block: Shape,
+    args: Sequence[Any],
+    *,
+    shared: int = 0,
+    limit: int = LIMIT,
+    deadline: float = math.inf,
+) -> Trace:
     """Execute a kernel on symbols.
 
     Args:
         kernel, grid, block, shared, limit: as for `run`.
         args: `SymbolicBuffer` for each array; NumPy integers, which stay numbers; NumPy floats, which become symbols.
+        deadline: processor time of this thread (`time.thread_time`) at which to give up.
 
     Raises:
-        DataDependent: control, an address or the order of threads depends on data.
+        DataDependent: control, an address or the order of threads depends on data; or the deadline has passed.
         InputError: as for `run`.
     """
     _threads(kernel, grid, block)
     nodes = Nodes()
     blocks = np.arange(grid[0] * grid[1] * grid[2])
     machine = Machine(kernel, grid, block, blocks, args, shared, limit, None, nodes)
+    machine.deadline = deadline
     machine.execute()
     assert machine.symbols is not None
     stores = machine.symbols.finish()
@@ -125,6 +138,7 @@ class Machine(Access, Collective):
         nodes: Nodes | None = None,
     ) -> None:
         self.kernel, self.grid, self.block, self.limit = kernel, grid, block, limit
+        self.deadline = math.inf
         self.flow = Flow(kernel)
         self.used = {s for b in kernel.blocks for i in b.code for s in (*i.src, *(i.guard or ())[:1])}
         self.threads = block[0] * block[1] * block[2]
@@ -192,6 +206,8 @@ class Machine(Access, Collective):
             chosen = ready & (pc == here)
             active = self.everyone if whole and chosen.all() else lanes[chosen]
             self.counts.steps += 1
+            if time.thread_time() > self.deadline:
+                raise DataDependent("takes too long to follow with symbols", key=self.kernel.name)
             if self.counts.steps > self.limit:
                 raise InputError(
                     "did not finish", key=self.kernel.name, value=f"{self.limit} basic blocks", hint="it may not end"

@@ -8,7 +8,6 @@ What was decided is kept for launches with the same grid, block, shapes and inte
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -388,8 +387,3 @@ def _stored(body: Any) -> tuple[dict[str, Signature], dict[str, str]] | None:
         return made, {str(name): str(reason) for name, reason in body["refused"]}
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def blocks(count: int, threads: int) -> int:
-    """Return how many blocks of so many threads hold `count`: the usual grid."""
-    return max(1, math.ceil(count / threads))

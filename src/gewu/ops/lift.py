@@ -40,7 +40,7 @@ from gewu.ops.trace import DataDependent, SymbolicBuffer, Trace
 __all__ = ["Lifted", "NotLifted", "lift"]
 
 MOST_GROUPS = 16
-STEPS = 200_000
+STEPS = 20_000
 Shape = tuple[int, int, int]
 
 
@@ -93,7 +93,7 @@ class Lifted:
 
 
 def lift(
-    kernel: Kernel, grid: Shape, block: Shape, args: Sequence[Any], *, shared: int = 0, budget_s: float = 6.0, skip: int = 0
+    kernel: Kernel, grid: Shape, block: Shape, args: Sequence[Any], *, shared: int = 0, budget_s: float = 3.0, skip: int = 0
 ) -> Lifted:
     """Find the program that a kernel computes.
 
@@ -114,7 +114,7 @@ def lift(
         if time.thread_time() - begin > budget_s:
             break
         try:
-            program = _program(kernel, plan, block, args, shared)
+            program = _program(kernel, plan, block, args, shared, begin + budget_s)
         except DataDependent as error:
             raise NotLifted(error.message, key=error.key, value=error.value) from error
         except (NotLifted, InputError) as error:
@@ -128,12 +128,14 @@ def lift(
     raise reason if isinstance(reason, NotLifted) else NotLifted(str(reason or "no reading of the launch fits"))
 
 
-def _program(kernel: Kernel, plan: Plan, block: Shape, args: Sequence[Any], shared: int) -> Program:
+def _program(kernel: Kernel, plan: Plan, block: Shape, args: Sequence[Any], shared: int, deadline: float) -> Program:
     programs = []
     for sizes in plan.sizes:
         run = [_argument(i, a, sizes) for i, a in enumerate(args)]
         x, y, z = (sizes[f"g{axis}"] for axis in AXES)
-        programs.append(concrete(kernel, trace(kernel, (x, y, z), block, run, shared=shared, limit=STEPS), args))
+        programs.append(
+            concrete(kernel, trace(kernel, (x, y, z), block, run, shared=shared, limit=STEPS, deadline=deadline), args, deadline)
+        )
     program = renamed(merge(programs, Sizes(plan.sizes, plan.names)))
     _check_in_place(program)
     return program
@@ -147,7 +149,7 @@ def _argument(number: int, value: Any, sizes: Mapping[str, int]) -> Any:
     return value
 
 
-def concrete(kernel: Kernel, found: Trace, args: Sequence[Any]) -> Program:
+def concrete(kernel: Kernel, found: Trace, args: Sequence[Any], deadline: float = np.inf) -> Program:
     """Return the program that one trace shows, for its own sizes.
 
     Raises:
@@ -156,6 +158,7 @@ def concrete(kernel: Kernel, found: Trace, args: Sequence[Any]) -> Program:
     if found.hazards:
         raise NotLifted(found.hazards[0])
     arena = Arena(found, [i for i, a in enumerate(args) if isinstance(a, np.ndarray)])
+    arena.deadline = deadline
     arena.spread()
     recognise(arena)
     arena.evaluate()

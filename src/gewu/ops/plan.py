@@ -40,7 +40,8 @@ class Plan:
     @property
     def names(self) -> list[str]:
         """The launch integers that vary from run to run."""
-        return sorted(name for name in self.sizes[0] if len({run[name] for run in self.sizes}) > 1)
+        vary = [name for name in self.sizes[0] if len({run[name] for run in self.sizes}) > 1]
+        return sorted(vary, key=lambda name: (name[0] == "g", name))
 
 
 def integers(args: Sequence[Any]) -> dict[int, int]:
@@ -79,9 +80,23 @@ def _run(
     if style == "large" and names:
         longest = max(names, key=lambda name: real[name])
         launch[longest] = int(block[0] * launch.get("gx", 1) * 2) + _GENERIC[number][0]
+    if style == "generic" and number == RUNS - 1:  # at least one run with several blocks: what they do to each other shows
+        for name, tile in ((n, t) for rule in rules for n, t in _tiles(rule)):
+            if name in launch and launch[name] <= tile:
+                launch[name] += tile
     for axis, rule in zip(AXES, rules, strict=True):
         launch[f"g{axis}"] = rule.value(launch)
     return launch
+
+
+def _tiles(rule: Size) -> Iterator[tuple[str, int]]:
+    """Yield the sizes that a rule divides by a tile alone, and the tile."""
+    for _, factors in rule.terms:
+        for factor in factors:
+            if isinstance(factor, Ceil) and len(factor.numerator.terms) == 1 and factor.denominator.constant:
+                for name in factor.numerator.terms[0][1]:
+                    if isinstance(name, str) and len(factor.numerator.terms[0][1]) == 1:
+                        yield name, factor.denominator.constant
 
 
 def _grids(grid: tuple[int, ...], block: tuple[int, ...], free: Mapping[str, int]) -> list[tuple[Size, Size, Size]]:
@@ -97,10 +112,10 @@ def _grids(grid: tuple[int, ...], block: tuple[int, ...], free: Mapping[str, int
 
 
 def _rules(name: str, blocks: int, threads: int, free: Mapping[str, int]) -> list[Size]:
-    if name == "gx" and len(free) > 1:  # rows come before columns in an argument list, and x counts columns
-        first, second, *rest = free.items()
-        free = dict([second, first, *rest])
     named = {p: Size.named(p) for p in free}
+    tiled = list(free.items())
+    if name == "gx" and len(tiled) > 1:  # rows come before columns in an argument list, and tiles along x are columns
+        tiled[:2] = tiled[1::-1]
     found: list[Size] = []
 
     def offer(rule: Size, value: int) -> None:
@@ -109,7 +124,7 @@ def _rules(name: str, blocks: int, threads: int, free: Mapping[str, int]) -> lis
 
     if blocks == 1:
         found.append(Size.of(1))
-    for p, v in free.items():
+    for p, v in tiled:
         offer(Size.named(Ceil(named[p], Size.of(threads))) if threads > 1 else named[p], -(-v // threads))
     for p, v in free.items():
         offer(named[p], v)
@@ -118,7 +133,7 @@ def _rules(name: str, blocks: int, threads: int, free: Mapping[str, int]) -> lis
         if threads > 1:
             offer(Size.named(Ceil(named[p] * named[q], Size.of(threads))), -(-v * w // threads))
     for tile in (threads * 2, threads * 4, threads * 8) if threads > 1 else ():
-        for p, v in free.items():
+        for p, v in tiled:
             offer(Size.named(Ceil(named[p], Size.of(tile))), -(-v // tile))
     for (p, v), (q, w), (r, u) in itertools.permutations(free.items(), 3):
         offer(Size.named(Ceil(named[p] * (named[q] + named[r]), Size.of(threads))), -(-v * (w + u) // threads))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from gewu.core.errors import InputError
 from gewu.ops import ir, ptx_arith, ptx_memory, ptx_warp
 from gewu.ops.ir import WIDTH, Instruction, Kernel, Listing, Unsupported
 from gewu.ops.ptx_arith import Rule
@@ -60,8 +61,11 @@ def read_ptx(text: str, file: str = "") -> Listing:
             ir.check(kernel)
             listing.kernels[function.name] = kernel
             left -= len(reader.w.code)
-        except Unsupported as error:
+        except InputError as error:
             listing.refused[function.name] = error.message + (f" ({error.value})" if error.value is not None else "")
+    for name in [name for name, kernel in listing.kernels.items() if module.reads_written(kernel)]:
+        del listing.kernels[name]
+        listing.refused[name] = "uses a module variable that another kernel writes"
     return listing
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gewu.core.errors import InputError
@@ -17,12 +17,16 @@ MOST_SHARED: Final = 256 << 10
 _MOST_PARAMETERS: Final = 32 << 10
 _SPACES: Final = ("global", "shared", "local", "const", "param")
 _POINTER_OPS: Final = frozenset({"mov", "add", "sub", "select", "or", "and"})
+_ODD: Final = "a module variable with initial values that are not read"
 _HOST: Final = "a module variable without an initial value, which only the host can set"
 
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """A variable: `values` are its initial bytes, or None; `pointers`: the (place, symbol, offset) of addresses among them."""
+    """A variable: `values` are its initial bytes, or None; `pointers`: the (place, symbol, offset) of addresses among them.
+
+    `why`: the reason not to read it, or "".
+    """
 
     space: str
     name: str
@@ -30,6 +34,7 @@ class Declared:
     align: int
     values: bytes | None = None
     pointers: tuple[tuple[int, str, int], ...] = ()
+    why: str = _HOST
 
 
 @dataclass(slots=True)
@@ -57,17 +62,20 @@ class Module:
         self.data = bytearray()
         self.variables: dict[str, Variable] = {}
         self.shared: dict[str, Declared] = {}
+        self.written: set[tuple[int, int]] = set()
         self._writable: list[tuple[int, int]] = []
-        pointers: list[tuple[int, str, int]] = []
+        pointers: list[tuple[str, int, str, int]] = []
         for tokens in parser.variables:
             pointers += self._place(tokens)
-        for place, name, offset in pointers:
+        for owner, place, name, offset in pointers:
             found = self.variables.get(name)
-            value = (found.place + offset) % (1 << 64) if found else 0
-            self.data[place : place + 8] = value.to_bytes(8, "little")
+            if found is None or found.why:  # a function, say
+                self.variables[owner] = replace(self.variables[owner], why=_ODD)
+            else:
+                self.data[place : place + 8] = ((found.place + offset) % (1 << 64)).to_bytes(8, "little")
 
-    def _place(self, tokens: Sequence[Token]) -> list[tuple[int, str, int]]:
-        """Give a variable its place; return the addresses that it holds."""
+    def _place(self, tokens: Sequence[Token]) -> list[tuple[str, int, str, int]]:
+        """Give a variable its place; return the addresses that it holds, each with its name."""
         declared = self.declaration(tokens)
         if declared is None:
             return []
@@ -76,17 +84,17 @@ class Module:
             return []
         if declared.space not in ("const", "global"):
             return []
-        place = -(-len(self.data) // declared.align) * declared.align
+        # nothing at offset 0: the bits of the double 2.0 are CONST_WINDOW
+        place = -(-max(len(self.data), 16) // declared.align) * declared.align
         if place + declared.size > MOST_DATA:
             raise InputError("more module data than gewu holds", file=self.file or None, line=tokens[0].line, value=declared.name)
         self.data.extend(bytes(place + declared.size - len(self.data)))
         if declared.values is not None:
             self.data[place : place + len(declared.values)] = declared.values
-        why = _HOST if declared.values is None else ""
-        self.variables[declared.name] = Variable(declared.space, CONST_WINDOW + place, why)
+        self.variables[declared.name] = Variable(declared.space, CONST_WINDOW + place, declared.why)
         if declared.space == "global":
             self._writable.append((CONST_WINDOW + place, CONST_WINDOW + place + max(1, declared.size)))
-        return [(place + at, name, offset) for at, name, offset in declared.pointers if at + 8 <= declared.size]
+        return [(declared.name, place + at, name, offset) for at, name, offset in declared.pointers if at + 8 <= declared.size]
 
     def declaration(self, tokens: Sequence[Token]) -> Declared | None:
         """Return what a declaration says, or None when it declares no variable with a type that gewu knows.
@@ -115,8 +123,10 @@ class Module:
             raise InputError("a variable larger than gewu holds", file=self.file or None, line=tokens[0].line, value=name)
         if "=" not in words:
             return Declared(space, name, count * element, align)
-        values, pointers = _initial(tokens[words.index("=") + 1 :], type_, count * element, self.file)
-        return Declared(space, name, count * element, align, values, pointers)
+        initial = _initial(tokens[words.index("=") + 1 :], type_, count * element)
+        if initial is None:
+            return Declared(space, name, count * element, align, why=_ODD)
+        return Declared(space, name, count * element, align, *initial, why="")
 
     def refuse_writes(self, kernel: Kernel) -> None:
         """Refuse a kernel that may write to module variables: they last from launch to launch, which gewu does not do.
@@ -124,25 +134,41 @@ class Module:
         Raises:
             Unsupported: a store whose address comes from that of a variable.
         """
-        spans = self._writable
-
-        def inside(value: Operand) -> bool:
-            return isinstance(value, int) and value >= CONST_WINDOW and any(low <= value < high for low, high in spans)
-
         code = [i for block in kernel.blocks for i in block.code]
-        if not any(inside(s) for i in code for s in i.src):
-            return
-        derived: set[str] = set()
-        before = -1
-        while len(derived) != before:
-            before = len(derived)
-            for i in code:
-                carries = i.op in _POINTER_OPS and kernel.widths[i.dst[0]] == "b64"
-                if carries and any(inside(s) or s in derived for s in i.src):
-                    derived.add(i.dst[0])
+        where = ""
+        for span in self._touched(code):
+            found = _written(code, kernel.widths, range(*span))
+            if found:
+                self.written.add(span)
+                where = found
+        if where:
+            raise Unsupported(f"writes a module variable at {where}", key=kernel.name)
+
+    def reads_written(self, kernel: Kernel) -> bool:
+        """Tell whether a kernel uses a variable that another one writes; ask when all kernels have been read."""
+        code = [i for block in kernel.blocks for i in block.code]
+        return bool(self.written and self.written & set(self._touched(code)))
+
+    def _touched(self, code: Sequence[Instruction]) -> list[tuple[int, int]]:
+        places = {s for i in code for s in i.src if isinstance(s, int) and s >= CONST_WINDOW}
+        return [span for span in self._writable if any(place in range(*span) for place in places)] if places else []
+
+
+def _written(code: Sequence[Instruction], widths: dict[str, str], span: range) -> str:
+    """Return where code stores to an address that comes from a place in a span, or ""."""
+    derived: set[Operand] = set()
+    before = -1
+
+    def comes(value: Operand) -> bool:
+        return value in span if isinstance(value, int) else value in derived
+
+    while len(derived) != before:
+        before = len(derived)
         for i in code:
-            if i.op in ("st", "atom") and i.mods[0] in ("global", "generic") and (inside(i.src[0]) or i.src[0] in derived):
-                raise Unsupported(f"writes a module variable at {i.where}", key=kernel.name)
+            if i.op in _POINTER_OPS and widths[i.dst[0]] == "b64" and any(comes(s) for s in i.src):
+                derived.add(i.dst[0])
+    stores = (i for i in code if i.op in ("st", "atom") and i.mods[0] in ("global", "generic"))
+    return next((i.where for i in stores if comes(i.src[0])), "")
 
 
 def integer(token: Token, high: int, low: int = 0) -> int:
@@ -157,30 +183,27 @@ def integer(token: Token, high: int, low: int = 0) -> int:
     return number.value
 
 
-def _initial(tokens: Sequence[Token], type_: str, size: int, file: str) -> tuple[bytes, tuple[tuple[int, str, int], ...]]:
-    """Return initial bytes, and where addresses of other variables go."""
+def _initial(tokens: Sequence[Token], type_: str, size: int) -> tuple[bytes, tuple[tuple[int, str, int], ...]] | None:
+    """Return initial bytes, and where addresses of other variables go; None for what is not read."""
     values, pointers, element = bytearray(), [], WIDTH[type_] // 8
+    words = [t for t in tokens if t.text not in ("{", "}", ",", "(", ")", "generic")]
     i = 0
-    while i < len(tokens) and len(values) < size:
-        token, sign = tokens[i], 1
-        if token.text == "-" and i + 1 < len(tokens):
-            i, sign = i + 1, -1
-            token = tokens[i]
+    while i < len(words) and len(values) < size:
+        negative = words[i].text == "-"
+        token = words[min(i + negative, len(words) - 1)]
+        i += 1 + negative
         number = number_of(token)
         if number is not None:
-            value = bits_of(number, type_) if number.width else sign * number.value
-            value ^= (1 << (8 * element - 1)) if number.width and sign < 0 else 0
+            value = bits_of(number, type_)
+            value = (value ^ (negative << (8 * element - 1))) if number.width else -value if negative else value
             values += (value & ((1 << (8 * element)) - 1)).to_bytes(element, "little")
-        elif token.kind == "word" and token.text not in ("generic", "mask"):
-            plus = number_of(tokens[i + 2]) if i + 2 < len(tokens) and tokens[i + 1].text == "+" else None
-            if element != 8:
-                raise InputError("an initial value that is not read", file=file or None, line=token.line, value=token.text)
+        elif token.kind != "word" or element != 8 or negative:
+            return None
+        else:
+            plus = number_of(words[i + 1]) if i + 1 < len(words) and words[i].text == "+" else None
             pointers.append((len(values), token.text, plus.value if plus else 0))
             values += bytes(8)
             i += 2 if plus else 0
-        elif token.text not in ("{", "}", ",", "generic", "(", ")"):
-            raise InputError("an initial value that is not read", file=file or None, line=token.line, value=token.text)
-        i += 1
     return bytes(values[:size]), tuple(pointers)
 
 

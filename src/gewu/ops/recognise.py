@@ -24,7 +24,7 @@ from gewu.ops.ir import FLOATS
 from gewu.ops.scalar import apply
 
 TOLERANCE: Final = 3e-5
-MOST_CLASSES: Final = 600
+MOST_CLASSES: Final = 200
 MOST_NODES: Final = 400
 Bits = NDArray[np.uint64]
 
@@ -81,6 +81,7 @@ def recognise(arena: Arena) -> None:
     order = np.argsort(first)
     search = _Search(arena, special_)
     for number in order[:MOST_CLASSES].tolist():
+        arena.check_time()
         top = int(wanted[first[number]])
         found = search.function_at(top)
         if found is not None:
@@ -161,7 +162,7 @@ class _Search:
         dominators = self._dominators(cone)
         chain = sorted(dominators[top] - {top}, reverse=True)
         type_ = self._type_of(cone)
-        for inner in chain[:10]:
+        for inner in chain[:6]:
             region = self._region(top, {inner}, cone)
             if region is None or not any(self._own(node) for node in region):
                 continue

@@ -21,6 +21,7 @@ from gewu.core.errors import GewuError, InputError
 from gewu.ops.arguments import Shape
 from gewu.ops.cache import key_of
 from gewu.ops.ir import Kernel, Unsupported
+from gewu.ops.kernelfile import kernel_from_json, kernel_to_json
 from gewu.ops.lift import NotLifted, lift
 from gewu.ops.serial import lifted_from_json, lifted_to_json
 from gewu.ops.verify import Oracle, Proof, Verifier
@@ -66,10 +67,21 @@ class Router:
     def kernel(self) -> Kernel:
         """The kernel, without what has no effect."""
         if self._clean is None:
+            self._clean = self._stored_kernel()
+        if self._clean is None:
             from gewu.ops.clean import clean
 
             self._clean = clean(self._kernel())
+            if self._key:
+                self.options.cache.write(key_of(self._key, "kernel"), kernel_to_json(self._clean))
         return self._clean
+
+    def _stored_kernel(self) -> Kernel | None:
+        body = self.options.cache.read(key_of(self._key, "kernel")) if self._key else None
+        try:
+            return None if body is None else kernel_from_json(body)
+        except InputError:
+            return None
 
     def bind(self, grid: Shape, block: Shape, shared: int, args: Sequence[Any]) -> Bound:
         """Return the function that computes launches with arguments like these (packed) ones.
@@ -185,9 +197,13 @@ class Router:
         refuted = ""
         for skip in range(_READINGS):
             try:
-                lifted = lift(self.kernel, grid, block, args, shared=shared, skip=skip)
+                with np.errstate(all="ignore"):
+                    lifted = lift(self.kernel, grid, block, args, shared=shared, skip=skip)
             except NotLifted as error:
                 raise NotLifted(f"lifted, but refuted: {refuted}" if refuted else error.message, value=error.value) from error
+            except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+                # a fault of the analysis must not take away the other way, which is always right
+                raise NotLifted(f"an error inside of lifting: {type(error).__name__}: {error}") from error
             proof = Proof(lifted, {}, {}, {})
             try:
                 verdict = self._verifier(proof, grid, block, shared, args).verify()
@@ -292,6 +308,7 @@ def _storable(known: Class) -> dict[str, Any]:
             "lifted": lifted_to_json(p.lifted),
             "units": sorted(p.units.items()),
             "range": sorted((i, p.smallest[i], p.largest[i]) for i in p.units),
+            "grid": list(p.grid),
         }
         for p in known.proofs
     ]
@@ -308,7 +325,8 @@ def _stored(key: str, body: Any) -> Class:
             units = {int(i): int(u) for i, u in row["units"]}
             if set(units) != set(limits) or min(units.values(), default=1) < 1:
                 return Class(key)
-            proofs.append(Proof(lifted_from_json(row["lifted"]), units, smallest, largest))
+            x, y, z = (int(g) for g in row["grid"])
+            proofs.append(Proof(lifted_from_json(row["lifted"]), units, smallest, largest, (x, y, z)))
         return Class(key, proofs, {str(k): str(v) for k, v in body["failures"].items()})
     except (GewuError, KeyError, TypeError, ValueError, AttributeError):
         return Class(key)

@@ -20,7 +20,7 @@ from typing import Final
 
 from gewu.core.errors import InputError
 from gewu.ops.clean import clean
-from gewu.ops.ir import WIDTH, Block, Instruction, Kernel, Listing, Operand, Parameter, Unsupported, check
+from gewu.ops.ir import CONST_WINDOW, WIDTH, Block, Instruction, Kernel, Listing, Operand, Parameter, Unsupported, check
 from gewu.ops.sass_emit import PARAMETER_BASE, Emitter
 from gewu.ops.sass_float import FLOAT
 from gewu.ops.sass_integer import INTEGER, Handler
@@ -90,7 +90,33 @@ def _kernel(source: Disassembly, name: str, facts: Facts, architecture: int) -> 
     if facts.parameters is None:
         kernel.parameters = _guessed(kernel.blocks)
     check(kernel)
+    _check_writes(kernel)
     return kernel
+
+
+def _check_writes(kernel: Kernel) -> None:
+    """Refuse stores to variables of the module: what one launch leaves there the next one would have to find."""
+    makers: dict[str, list[Instruction]] = {}
+    for block in kernel.blocks:
+        for i in block.code:
+            for name in i.dst:
+                makers.setdefault(name, []).append(i)
+    for block in kernel.blocks:
+        for i in block.code:
+            if i.op not in ("st", "atom") or i.mods[0] not in ("global", "generic"):
+                continue
+            waiting, seen = list(i.src[:1]), set(i.src[:1])
+            while waiting:
+                operand = waiting.pop()
+                if isinstance(operand, int):
+                    if CONST_WINDOW <= operand <= CONST_WINDOW + len(kernel.data):
+                        raise Unsupported(f"writes a module variable at {i.where}")
+                    continue
+                fresh = {
+                    s for m in makers.get(operand, ()) if m.op in ("add", "sub", "mov", "select", "pack") for s in m.src
+                } - seen
+                seen |= fresh
+                waiting += fresh
 
 
 def _guessed(blocks: list[Block]) -> tuple[Parameter, ...]:
@@ -152,6 +178,8 @@ class _Flow:
                 if line.opcode in CONTROL:
                     if runs and self._control(block, line, _Place(place.section, index, place.back, place.depth)):
                         return
+                elif line.opcode == "LEPC":
+                    raise Unsupported("call through a pointer (printf, assert, malloc, function pointers)")
                 elif line.opcode not in HANDLERS:
                     raise Unsupported(f"unknown opcode {line.full} at 0x{line.address:04x}")
                 elif runs:
@@ -176,7 +204,7 @@ class _Flow:
             e.add("trap", "b32", (), (), guarded=True)
             block.next = (self._number(after),) if e.guard else ()
         elif line.opcode == "BRA" and "DIV" in line.mods:
-            # Taken by warps that have diverged, to shuffle them in turns: here lanes meet anyway.
+            # Taken by warps that have diverged, to shuffle them in turns: here lanes meet anyway. CONV is its opposite.
             return False
         elif line.opcode in ("BRA", "JMP") or (line.opcode == "CALL" and line.target.startswith(".L_")):
             # A call of a label, not of a function, is a far jump: nothing returns from it.

@@ -127,15 +127,22 @@ class Emitter:
         start, size = self.facts.banks.get(bank, (0, 0))
         if offset < 0 or offset + 4 > size:
             raise Unsupported("constant bank that the file does not hold", value=f"c[{bank:#x}][{offset:#x}]")
+        self._check_set(bank, offset)
         if bank == 3:
             return self.op("ld", "b32", CONST_WINDOW + start + offset, 0, mods=("const",))
         return int(struct.unpack_from("<I", self.facts.data, start + offset)[0])
+
+    def _check_set(self, bank: int, offset: int) -> None:
+        for start, end, name in self.facts.unset.get(bank, ()):
+            if start <= offset < end:
+                raise Unsupported("variable without an initial value, which only the host can set", value=name)
 
     def constant_place(self, address: Address) -> tuple[Operand, int]:
         """Return the 64-bit address and the constant offset of an indexed place in a bank of the file."""
         start, size = self.facts.banks.get(address.bank, (0, 0))
         if not size:
             raise Unsupported("indexed constant bank", value=f"c[{address.bank:#x}]")
+        self._check_set(address.bank, address.offset)
         place: Operand = CONST_WINDOW + start
         for register, _ in address.registers:
             place = self.op("add", "u64", self.widen(self.raw(register), signed=True), place)

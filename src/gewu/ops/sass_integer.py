@@ -274,6 +274,14 @@ def _extreme(e: Emitter, kind: str, x: Operand, y: Operand, smaller: Operand) ->
     return e.op("select", "b32", e.op("min", kind, x, y), e.op("max", kind, x, y), smaller)
 
 
+def _minmax_of_three(e: Emitter, line: Line) -> None:
+    """VIMNMX3: smallest of three where the predicate holds, else largest."""
+    dst, a, b, c, predicate = line.operands
+    kind, smaller = "u32" if "U32" in line.mods else "s32", e.predicate(predicate)
+    value = _extreme(e, kind, _extreme(e, kind, e.int32(a), e.int32(b), smaller), e.int32(c), smaller)
+    e.write(dst, e.op("max", "s32", value, 0) if "RELU" in line.mods else value)
+
+
 def _add_minmax(e: Emitter, line: Line) -> None:
     """VIADDMNMX: smaller or larger of a + b and c."""
     dst, a, b, c, predicate = line.operands[0], *line.operands[-4:]
@@ -310,6 +318,9 @@ def _load_constant(e: Emitter, line: Line) -> None:
     address = read_address(source)
     if not address.registers and kind in ("32", "64"):
         values = [e.bank(address.bank, address.offset + 4 * k) for k in range(2 if kind == "64" else 1)]
+    elif not address.registers and address.bank != 3:
+        word, width = e.bank(address.bank, address.offset & ~3), int(kind[1:])
+        values = [e.op("bfe", "u32" if kind[0] == "U" else "s32", word, 8 * (address.offset & 3), width)]
     else:
         place, shift = e.constant_place(address)
         type_ = {"32": "b32", "64": "b32"}.get(kind, kind.lower())
@@ -415,7 +426,7 @@ _BOTH: Final[dict[str, Handler]] = {
 INTEGER: Final[dict[str, Handler]] = {
     **_BOTH,
     **{"U" + name: handler for name, handler in _BOTH.items()},
-    **{"VIADD": _add, "IADD": _add, "VIMNMX": _minmax, "VIADDMNMX": _add_minmax, "UVIMNMX": _minmax},
+    **{"VIADD": _add, "IADD": _add, "VIMNMX": _minmax, "VIADDMNMX": _add_minmax, "VIMNMX3": _minmax_of_three, "UVIMNMX": _minmax},
     **{"LDC": _load_constant, "ULDC": _load_constant, "R2UR": _first, "IDP": _dot, "VABSDIFF": _difference},
     **{"R2P": _bits_to_predicates, "P2R": _predicates_to_bits, "I2I": _convert},
 }

@@ -1,7 +1,7 @@
 """Matrix instructions of a warp: HMMA and IMMA products, and the moves of 8 x 8 tiles that feed them.
 
-A tile holds 16-bit elements, two in a register: lane t has columns 2 (t mod 4) and the next one of row t / 4.  LDSM takes the address
-of row r of tile m from lane 8 m + r; MOVM transposes a tile.  Both become shuffles and ordinary loads.
+A tile holds 16-bit elements, two in a register: lane t has columns 2 (t mod 4) and the next one of row t / 4.  LDSM takes the
+address of row r of tile m from lane 8 m + r; MOVM transposes a tile.  Both become shuffles and ordinary loads.
 """
 
 from __future__ import annotations

@@ -260,6 +260,7 @@ _NOTHING: Final = (
         "DEPBAR",
         "MEMBAR",
         "ERRBAR",
+        "CGAERRBAR",
         "CCTL",
         "CCTLL",
         "FENCE",

@@ -71,6 +71,7 @@ class Facts:
         required: block shape that it demands, or ().
         data: constant banks and global variables.
         banks: offset into `data` and size of each constant bank.
+        unset: for each bank the places (first, last + 1, name) of variables without an initial value: only the host sets them.
     """
 
     parameters: tuple[Parameter, ...] | None = None
@@ -81,6 +82,7 @@ class Facts:
     required: tuple[int, ...] = ()
     data: bytes = b""
     banks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    unset: Mapping[int, tuple[tuple[int, int, str], ...]] = field(default_factory=dict)
 
 
 def read_text(text: str, file: str = "") -> Disassembly:

@@ -24,13 +24,15 @@ class Shape(NamedTuple):
     """How a value varies.
 
     stride: step from lane to lane, 0 for uniform, None for varying; origin: (narrow value, "s" or "u" extension, factor) of a
-    widened value that may wrap; align: number of low bits of the base that are zero; top: largest unsigned value, if known.
+    widened value that may wrap; align: number of low bits of the base that are zero; top: largest unsigned value, if known;
+    spread: low bits in which lanes of a varying value may differ.
     """
 
     stride: int | None
     origin: tuple[str, str, int] | None = None
     align: int = 0
     top: int | None = None
+    spread: int = 64
 
 
 VARYING: Final = Shape(None)
@@ -309,7 +311,7 @@ def _transfer(layout: Layout, op: Op, src: list[Shape]) -> list[Shape]:
 
 def _limited(layout: Layout, op: Op, shape: Shape) -> Shape:
     if shape.stride is None:
-        return Shape(None, None, 0, shape.top)
+        return Shape(None, None, 0, shape.top, shape.spread)
     if abs(shape.stride) * layout.lanes > LARGEST_SPAN:
         return VARYING
     bits = ir.WIDTH[op.type] * (2 if op.op == "mulwide" else 1)
@@ -401,7 +403,7 @@ def _shr(layout: Layout, op: Op, src: list[Shape]) -> Shape:
         return Shape(0, None, max(0, shape.align - amount), top)
     if shape.stride % (1 << amount) == 0 and shape.align >= amount:
         return Shape(shape.stride >> amount, None, shape.align - amount, top)
-    return VARYING._replace(top=top)
+    return Shape(None, None, 0, top, max(0, min(64, shape.align) - amount))
 
 
 def _and(layout: Layout, op: Op, src: list[Shape]) -> Shape:
@@ -418,6 +420,8 @@ def _and(layout: Layout, op: Op, src: list[Shape]) -> Shape:
                 return Shape(shape.stride, None, _zeros(mask >> low << low) if shape.align < 64 else 64, top)
             if low <= shape.align and mask & ((1 << low) - 1) == 0:
                 return Shape(0, None, max(_zeros(mask), 0), top)
+        if isinstance(mask, int) and shape.stride is None and _zeros(mask) >= shape.spread:
+            return Shape(0, None, _zeros(mask), top)
     return Shape(None, None, 0, top)
 
 

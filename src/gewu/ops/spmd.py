@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 
 from gewu.core.errors import InputError
-from gewu.ops import ir, llvm, spmd_warp
+from gewu.ops import ir, llvm, spmd_cache, spmd_warp
 from gewu.ops.pool import THREADS, run_ranges
 from gewu.ops.shape import Layout, analyse
 from gewu.ops.spmd_packets import join_packets
@@ -84,7 +84,15 @@ class Compiled:
         return self._write(True, False)[0]
 
     def _write(self, bounded: bool, native: bool) -> tuple[str, tuple[str, ...]]:
-        return write(self, bounded, native)
+        if self.cache is None:
+            return write(self, bounded, native)
+        options = (self.block, self.shared, self.checked, bounded, native)
+        key = spmd_cache.key_of(self.kernel, options)
+        written = spmd_cache.kept(self.cache, key)
+        if written is None:
+            written = write(self, bounded, native)
+            spmd_cache.keep(self.cache, key, written)
+        return written
 
     def launch(
         self, grid: Sequence[int], args: Sequence[Any], *, threads: int | None = None, step_limit: int = STEP_LIMIT

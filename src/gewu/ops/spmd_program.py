@@ -23,6 +23,7 @@ class Program:
         checked: bounds of global accesses are compared with the array table.
         dynamic: bytes of dynamic shared memory.
         native: the text is for a processor with AVX-512.
+        fresh: values that every region computes anew.
         locked: atomic operations on global memory take a lock.
         literals: the numbers that stand in the code.
     """
@@ -38,6 +39,7 @@ class Program:
     state: int = 0
     checked: bool = False
     dynamic: int = 0
+    fresh: set[str] = field(default_factory=set)
     native: bool = False
     locked: bool = False
     literals: frozenset[int] = frozenset()
@@ -46,7 +48,7 @@ class Program:
 
     def free(self, name: str) -> bool:
         """Tell whether a value is computed anew in every region instead of stored."""
-        return name in self.shapes.invariant and self.shapes.shape[name].stride is not None
+        return name in self.fresh
 
     def storage(self, variable: str) -> tuple[str, int]:
         """Return LLVM type and bytes of a variable in the state."""
@@ -74,6 +76,11 @@ def prepare(kernel: ir.Kernel, flow: Flow, shapes: Shapes, checked: bool, dynami
         for number, node in enumerate(flow.nodes)
         for op in node.code
     )
+    for node in flow.nodes:
+        for op in node.code:
+            plain = all(d in shapes.invariant and shapes.shape[d].stride is not None for d in op.dst)
+            if plain and all(isinstance(s, int) or s in program.fresh for s in op.src):
+                program.fresh.update(op.dst)
     _find_types(program)
     for number, node in enumerate(flow.nodes):
         for op in node.code:

@@ -206,6 +206,8 @@ class Region:
 
         def base(i: int, kind: str) -> Val:
             value = self.value(op.src[i], kind)
+            if value.kind == "v":  # equal in the bits that count
+                value = value._replace(name=self.b.lane_of(value, "0"))
             return self.b.cast(value._replace(kind="u", stride=0), kind)
 
         return spmd_ops.lower(self.b, op, base)

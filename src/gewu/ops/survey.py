@@ -29,6 +29,7 @@ _MOST: Final = 1 << 28
 _EASY: Final = 16384
 _ROUNDS: Final = 5
 _MOST_WAYS: Final = 3
+_RACE: Final = 1e-3
 _BUDGET_S: Final = 6.0
 
 
@@ -119,34 +120,39 @@ def _argument(text: str, whole: str, rng: np.random.Generator) -> Any:
 def examine(module: Module, name: str, given: Sequence[Launchable], machine: Machine, *, size: int, seed: int) -> Finding:
     """Find out about one kernel; nothing that it does or is ends in an error here."""
     operator = module[name]
-    ways = list(given) or launches(operator.kernel, size, np.random.default_rng(seed))
+    chosen, error, reason = _way(operator, list(given), size, seed)
+    if chosen is None:
+        return Finding(name, "refused", reason)
+    status = operator.prepare(chosen.grid, chosen.block, *chosen.args, shared=chosen.shared)
+    launch = operator[chosen.grid, chosen.block, chosen.shared]
+    args = [a.copy() if isinstance(a, np.ndarray) else a for a in chosen.args]
+    seconds = best(lambda: launch(*args))
+    least = _least_time(operator, chosen, machine)
+    return Finding(name, status, operator.reason, operator.formula, str(chosen), error, seconds, least / seconds)
+
+
+def _way(operator: Operator, given: list[Launchable], size: int, seed: int) -> tuple[Launchable | None, float, str]:
+    """Return a launch that works, how far it is from the reference, and why there is none."""
     chosen: Launchable | None = None
-    begin, tried = time.perf_counter(), 0
-    status, reason = "refused", "no launch was found in which every access stays inside of the arrays"
-    for way in ways:
+    worst, begin, tried = -1.0, time.perf_counter(), 0
+    reason = "no launch was found in which every access stays inside of the arrays"
+    for way in given or launches(operator.kernel, size, np.random.default_rng(seed)):
         try:
             _checked(operator, way)
             tried += 1
             status = operator.prepare(way.grid, way.block, *way.args, shared=way.shared)
-        except GewuError as error:
-            reason = str(error)
+            error = _error(operator, way)
+        except GewuError as problem:
+            reason = str(problem)
+            continue
+        if not given and error > _RACE:
+            reason = "only launches were found whose results depend on the order of the threads"
             continue
         if chosen is None or status == "lifted":
-            chosen = way
+            chosen, worst = way, error
         if status == "lifted" or given or tried >= _MOST_WAYS or time.perf_counter() - begin > _BUDGET_S:
             break
-    if chosen is None:
-        return Finding(name, "refused", reason)
-    status = operator.prepare(chosen.grid, chosen.block, *chosen.args, shared=chosen.shared)
-    try:
-        error = _error(operator, chosen)
-        launch = operator[chosen.grid, chosen.block, chosen.shared]
-        args = [a.copy() if isinstance(a, np.ndarray) else a for a in chosen.args]
-        seconds = best(lambda: launch(*args))
-    except GewuError as problem:
-        return Finding(name, "refused", str(problem), launch=str(chosen))
-    least = _least_time(operator, chosen, machine)
-    return Finding(name, status, operator.reason, operator.formula, str(chosen), error, seconds, least / seconds)
+    return chosen, worst, reason
 
 
 def _checked(operator: Operator, way: Launchable) -> None:

@@ -17,19 +17,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gewu.core.errors import InputError
-from gewu.ops.algebra import FAR, Arena, Ids
+from gewu.ops.algebra import FAR, Arena, Ids, NotLifted
 from gewu.ops.digits import digits_of
 from gewu.ops.ir import FLOATS, WIDTH
 
 ABSENT: Final = -1
 ZERO: Final = -2
-MOST_ITEMS = 4_000_000
+MOST_ITEMS = 1_500_000
 _NUMPY: Final = {"f32": np.float32, "f64": np.float64, "f16": np.float16}
-
-
-class NotLifted(InputError):
-    """A kernel is not recognised as a formula over whole arrays; it runs as it is written instead."""
 
 
 class Mixed(NotLifted):
@@ -252,7 +247,14 @@ class Unifier:
     def _groups(self, item: Ids, sign: Ids) -> NDArray[np.int64]:
         """Number the terms by shape: equal numbers, equal formulas."""
         _, group = np.unique(np.stack([self.arena.shape[item], sign.view(np.uint64)]), axis=1, return_inverse=True)
-        return np.reshape(group, -1)
+        group = np.reshape(group, -1)
+        if not len(group):
+            return group
+        first = np.full(int(group.max()) + 1, np.iinfo(np.int64).max)
+        np.minimum.at(first, group, item)  # in the order in which the kernel made them: the same at all sizes
+        rank = np.empty_like(first)
+        rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+        return rank[group]
 
     def _neighbours(self, lane: Ids, item: Ids, group: Ids) -> Ids:
         """Split the terms of a stencil: few, at fixed distances from the output, but not evenly spaced."""
@@ -285,6 +287,7 @@ class Unifier:
         constant = np.full(len(nodes), 0.0 if family == "add" else -np.inf if family == "max" else np.inf)
         done: list[tuple[Ids, Ids, Ids]] = []
         while len(lane):
+            arena.check_time()
             item = arena.canonical[item]
             codes = np.array([_action(s, family, type_) for s in arena.signatures], np.int64)[arena.signature[item]]
             if family == "add":

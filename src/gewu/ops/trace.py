@@ -15,7 +15,7 @@ from gewu.ops.scalar import UNSIGNED, apply
 
 Ids = NDArray[np.int64]
 NONE: Final = -1
-_MOST_NODES: Final = 6_000_000
+_MOST_NODES: Final = 2_500_000
 
 
 class DataDependent(InputError):

@@ -6,7 +6,8 @@ take too long) compute the same thing, and compares every byte of every array an
   * Sizes: ragged ones first, around and below the tiles of the kernel.  A kernel may rely on multiples of 4 or 32: where ragged
     sizes fail, each integer gets the smallest unit with which all trials agree.
   * Range: a proof holds between the smallest and the largest value of each integer that was tried, since kernels may stop being
-    right beyond some size (a row longer than a block).  `Verifier.extend` tries more when a launch asks for more.
+    right beyond some size (a row longer than a block); likewise for blocks of a free grid.  `Verifier.extend` tries more when a
+    launch asks for more.
   * Numbers: both signs, above zero, ties, extremes at the first or last element, large and small, zeros.
 
 Tolerance: |a - b| <= (2 u + e (64 + 8 sqrt(n))) (|b| + rms of b), u the spacing of the type that is stored, e that of the
@@ -43,8 +44,8 @@ _RAGGED: Final = (37, 29, 43, 31, 47, 41, 53, 23)
 _LITTLE: Final = (5, 9, 7, 13, 11, 6, 10, 8)
 _CHEAP_WORK: Final = 300_000
 _CHEAP_THREADS: Final = 8192
-_DEAR_WORK: Final = 60_000_000
-_DEAR_THREADS: Final = 2_000_000
+_DEAR_WORK: Final = 6_000_000
+_DEAR_THREADS: Final = 1_500_000
 _NEAR: Final = 0.02
 _EXACT: Final = frozenset({"cvt", "mov", "select", "pack", "unpack", "setp", "neg", "abs", "max", "min"})
 
@@ -57,12 +58,14 @@ class Proof:
         lifted: the program.
         units: each free integer must be a multiple of its unit.
         smallest, largest: and lie in this range.
+        grid: most blocks along the axes of the grid that follow from no size.
     """
 
     lifted: Lifted
     units: Mapping[int, int]
     smallest: Mapping[int, int]
     largest: Mapping[int, int]
+    grid: Shape = (1, 1, 1)
 
     def admits(self, grid: Shape, block: Shape, args: Sequence[Any]) -> bool:
         """Tell whether a launch may be computed by the program, but for its range."""
@@ -71,7 +74,11 @@ class Proof:
     def covers(self, grid: Shape, block: Shape, args: Sequence[Any]) -> bool:
         """Tell whether a launch may be computed by the program."""
         inside = all(self.smallest[i] <= int(args[i]) <= self.largest[i] for i in self.units)
-        return inside and self.admits(grid, block, args)
+        return inside and self.covers_grid(grid) and self.admits(grid, block, args)
+
+    def covers_grid(self, grid: Shape) -> bool:
+        """Tell whether the free axes of a grid lie in the range tried."""
+        return all(grid[k] <= self.grid[k] for k in free_axes(self.lifted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,26 +162,41 @@ class Verifier:
         return self.extend(ranged.proof, self.grid, self.args) if ranged.proof else ranged
 
     def extend(self, proof: Proof, grid: Shape, args: Sequence[Any]) -> Verdict:
-        """Try the sizes of a launch, all at once where that is affordable, else one at a time with the others small."""
+        """Try the sizes of a launch, all at once where that is affordable, else one at a time with the others small.
+
+        A size that is too large even so is tried as large as is affordable, and then believed: what is right from a few up to
+        millions goes on being right.
+        """
         wanted = {i: int(args[i]) for i in self.real}
-        tried, verdict = [], Verdict(True)
         if self._affordable(wanted, grid):
-            tried = [wanted]
+            tries = [(wanted, grid)]
         else:
-            base = {i: min(proof.largest[i], wanted[i]) // proof.units[i] * proof.units[i] for i in self.real}
-            tried = [base | {i: wanted[i]} for i in self.real if not proof.smallest[i] <= wanted[i] <= proof.largest[i]]
-            tried = [sizes for sizes in tried if self._affordable(sizes, grid)]
-        for number, sizes in enumerate(tried):
-            like = grid if sizes is wanted else (min(grid[0], 4), min(grid[1], 3), min(grid[2], 2))
-            verdict = self.trial(sizes, like, "normal" if number % 2 == 0 else "positive", fresh=False)
+            tries = self._one_at_a_time(proof, wanted, grid)
+        for number, (sizes, like) in enumerate(tries):
+            verdict = self.trial(sizes, like, "normal" if number % 2 == 0 else "positive")
             if not verdict.ok:
                 return verdict
-            proof = _wider(proof, sizes)
-        if not all(proof.smallest[i] <= v <= proof.largest[i] for i, v in wanted.items()):
-            return Verdict(False, self.worst, "too large to be compared with the kernel")
-        return Verdict(True, self.worst, "", proof)
+        return Verdict(True, self.worst, "", _wider(proof, wanted, grid))
 
-    def trial(self, sizes: Mapping[int, int], like: Shape, kind: str, *, fresh: bool = True) -> Verdict:
+    def _one_at_a_time(self, proof: Proof, wanted: Mapping[int, int], grid: Shape) -> list[tuple[dict[int, int], Shape]]:
+        base = {i: min(proof.largest[i], wanted[i]) // proof.units[i] * proof.units[i] for i in self.real}
+        low = _like(grid, 0)
+        tries = []
+        for i in self.real:
+            if not proof.smallest[i] <= wanted[i] <= proof.largest[i]:
+                steps = wanted[i] // proof.units[i]
+                while steps > 1 and not self._affordable(base | {i: steps * proof.units[i]}, low):
+                    steps //= 2
+                tries.append((base | {i: steps * proof.units[i]}, low))
+        for k in free_axes(self.lifted):
+            if grid[k] > proof.grid[k]:
+                blocks = grid[k]
+                while blocks > 1 and not self._affordable(base, _replaced(low, k, blocks)):
+                    blocks //= 2
+                tries.append((base, _replaced(low, k, blocks)))
+        return tries
+
+    def trial(self, sizes: Mapping[int, int], like: Shape, kind: str) -> Verdict:
         """Compare once, with these values of the free integers and numbers of this kind."""
         args = [a.dtype.type(sizes[i]) if i in sizes else a for i, a in enumerate(self.args)]
         grid = self.lifted.grid(args, like)
@@ -217,13 +239,13 @@ class Verifier:
     def _range(self, proof: Proof) -> Verdict:
         """Return the proof with the range of the sizes tried, small ones too where they agree, unless some numbers refute it."""
         for number in range(3):
-            proof = _wider(proof, self._sizes(proof.units, number))
+            proof = _wider(proof, self._sizes(proof.units, number), _like(self.grid, number))
         for number, kind in enumerate(("large", "zeros")):
             small = {i: self._scaled(i, _LITTLE[(k + 3 * number) % len(_LITTLE)], proof.units) for k, i in enumerate(self.real)}
             like = _like(self.grid, number + 1)
             verdict = self.trial(small, like, kind)
             if verdict.ok:
-                proof = _wider(proof, small)
+                proof = _wider(proof, small, like)
             elif not self.real or any(self.trial(small, like, other).ok for other in KINDS[:3]):
                 return verdict  # right or wrong with the numbers, not with the sizes
         return Verdict(True, self.worst, "", proof)
@@ -313,10 +335,21 @@ def _names(size: Size) -> set[str]:
     return found
 
 
-def _wider(proof: Proof, sizes: Mapping[int, int]) -> Proof:
+def free_axes(lifted: Lifted) -> list[int]:
+    """Return the axes of the grid that follow from no size."""
+    return [k for k, rule in enumerate(lifted.rule) if str(rule) == f"g{'xyz'[k]}"]
+
+
+def _replaced(grid: Shape, axis: int, blocks: int) -> Shape:
+    x, y, z = (blocks if k == axis else g for k, g in enumerate(grid))
+    return x, y, z
+
+
+def _wider(proof: Proof, sizes: Mapping[int, int], grid: Shape) -> Proof:
     smallest = {i: min(v, proof.smallest.get(i, v)) for i, v in sizes.items()}
     largest = {i: max(v, proof.largest.get(i, v)) for i, v in sizes.items()}
-    return replace(proof, smallest=smallest, largest=largest)
+    x, y, z = (max(a, b) for a, b in zip(proof.grid, grid, strict=True))
+    return replace(proof, smallest=smallest, largest=largest, grid=(x, y, z))
 
 
 def as_floats(base: NDArray[np.uint8], type_: str) -> NDArray[np.float64]:

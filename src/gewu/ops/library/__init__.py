@@ -12,7 +12,7 @@ Precision: float32 and float64 compute in themselves; float16 and bfloat16 are s
 mixed-precision primitive that reads and writes 16 bits and computes and accumulates in float32, rounding once at the end.  All
 operators have them but histogram, which counts integers.
 
-Files: call (checks, compiled programs, loops); pointwise, reduce, normalise, linear, convolve, move, index, attention, train,
+Files: call (checks, compiled programs, loops); pointwise, reduce, normalise, linear, convolve, move, index, attend, train,
 solve (the operators by family); reference (NumPy in float64).
 """
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gewu.core.errors import InputError
-from gewu.ops.library import attention as _attention
+from gewu.ops.library import attend as _attend
 from gewu.ops.library import call as _call
 from gewu.ops.library import convolve as _convolve
 from gewu.ops.library import index as _index
@@ -152,14 +152,14 @@ _ROWS: Final = (
     _row("im2col", "windows as columns", "y[c, i, j, p, q] = x[c, p + i - pad, q + j - pad]", _move,
          lambda t: _move.windows_program((t, t), 3, 1)),
     _row("resize", "bilinear resize", "x at ((i + 1/2) h / rows - 1/2), linear between", _move),
-    _row("attention", "softmax of scores times values", "softmax(scale q k^T) v", _attention,
-         lambda t: _attention.attention_program((t,) * 4)),
-    _row("attention_causal", "attention without later keys", "softmax(scale q k^T where j <= i) v", _attention,
-         lambda t: _attention.attention_program((t,) * 4, True)),
-    _row("attention_gqa", "attention with grouped keys", "softmax(scale q k^T) v, keys shared by groups of heads", _attention,
-         lambda t: _attention.attention_program((t,) * 4, False, 2)),
-    _row("rotary", "pairs turned by position", "(x[2 i] + i x[2 i + 1]) e^(i angle)", _attention,
-         lambda t: _attention.rotation((t,) * 4)),
+    _row("attention", "softmax of scores times values", "softmax(scale q k^T) v", _attend,
+         lambda t: _attend.attention_program((t,) * 4)),
+    _row("attention_causal", "attention without later keys", "softmax(scale q k^T where j <= i) v", _attend,
+         lambda t: _attend.attention_program((t,) * 4, True)),
+    _row("attention_gqa", "attention with grouped keys", "softmax(scale q k^T) v, keys shared by groups of heads", _attend,
+         lambda t: _attend.attention_program((t,) * 4)),
+    _row("rotary", "pairs turned by position", "(x[2 i] + i x[2 i + 1]) e^(i angle)", _attend,
+         lambda t: _attend.rotation((t,) * 4)),
     _row("cross_entropy", "loss of classes", "log(sum e^x) - x[target]", _train,
          lambda t: _train.cross_entropy_rows((t, "s32", t))),
     _row("adamw", "step of AdamW", "p -= rate (m' / (sqrt v' + eps) + decay p)", _train, lambda t: _train.adamw_step((t,) * 4)),

@@ -11,7 +11,20 @@ from typing import Any
 import numpy as np
 
 from gewu.core.errors import InputError
-from gewu.ops.library.call import Array, fits, floats, integers, launch, loop, narrowed, result, symbols, widened, working
+from gewu.ops.library.call import (
+    Array,
+    exact_loop,
+    fits,
+    floats,
+    integers,
+    launch,
+    loop,
+    narrowed,
+    result,
+    symbols,
+    widened,
+    working,
+)
 from gewu.ops.pool import THREADS, run_ranges
 from gewu.ops.python import assign, axes, program, sizes
 from gewu.ops.tensor import Program
@@ -138,26 +151,19 @@ def scatter_add_gradient(dy: Any, x: Any, places: Any, y: Any = None) -> tuple[A
 
 
 @loop
-def _count(lo, hi, x, counts, wrong, parts):
-    bins, n = counts.shape[2], len(x)
+def _count(lo, hi, x, counts):
+    parts, last, n = counts.shape[0], np.uint32(counts.shape[2] - 1), len(x)
     for part in range(lo, hi):
-        mine = counts[part]
-        first, last = part * n // parts, (part + 1) * n // parts
-        bad = 0
-        stop = first + (last - first) // 4 * 4
-        for i in range(first, stop, 4):
-            for lane in range(4):
-                v = x[i + lane]
-                if 0 <= v < bins:
-                    mine[lane, v] += 1
-                else:
-                    bad += 1
-        for i in range(stop, last):
-            if 0 <= x[i] < bins:
-                mine[0, x[i]] += 1
-            else:
-                bad += 1
-        wrong[part] = bad
+        a, b, c, d = counts[part, 0], counts[part, 1], counts[part, 2], counts[part, 3]
+        mine = x[part * n // parts : (part + 1) * n // parts]
+        whole = len(mine) // 4
+        for i in range(whole):
+            a[min(np.uint32(mine[4 * i]), last)] += 1
+            b[min(np.uint32(mine[4 * i + 1]), last)] += 1
+            c[min(np.uint32(mine[4 * i + 2]), last)] += 1
+            d[min(np.uint32(mine[4 * i + 3]), last)] += 1
+        for i in range(4 * whole, len(mine)):
+            a[min(np.uint32(mine[i]), last)] += 1
 
 
 def histogram(x: Any, bins: int, out: Array | None = None) -> Array:
@@ -167,46 +173,72 @@ def histogram(x: Any, bins: int, out: Array | None = None) -> Array:
         InputError: a number outside.
     """
     x = integers("histogram", "x", x)
+    if x.dtype != np.int32:
+        inside("histogram", x, bins)
+        x = x.astype(np.int32)
     out = result("histogram", out, (bins,), np.int32)
     parts = 1 if x.size <= 1 << 15 else 2 * THREADS
-    counts, wrong = np.zeros((parts, 4, bins), np.int32), np.zeros(parts, np.int64)
-    _count(parts, x.size, x.ravel(), counts, wrong, parts, pieces=parts)
-    if wrong.any():
+    counts = np.zeros((parts, 4, bins + 1), np.int32)  # the last one counts what is outside
+    _count(parts, x.size, x.ravel(), counts, pieces=parts)
+    if counts[:, :, bins].any():
         inside("histogram", x, bins)
-    np.sum(counts, axis=(0, 1), out=out)
+    np.sum(counts[:, :, :bins].reshape(4 * parts, bins), axis=0, out=out)
     return out
 
 
 @loop
 def _topk(lo, hi, x, values, places):
     n, k = x.shape[1], values.shape[1]
-    lowest = x.dtype.type(-np.inf)
+    lowest, lane = x.dtype.type(-np.inf), np.empty(64, x.dtype)
     for r in range(lo, hi):
-        row, best, at = x[r], values[r], places[r]
-        for j in range(k):
-            best[j], at[j] = lowest, -1
+        row, best, at, floor = x[r], values[r], places[r], lowest
+        if n >= 256 and k <= 32:  # the k-th largest of 64 partial maxima is a bound from below
+            lane[:] = row[:64]
+            for base in range(64, n - 63, 64):
+                piece = row[base : base + 64]
+                for l in range(64):
+                    lane[l] = piece[l] if piece[l] > lane[l] else lane[l]
+            best[:] = lowest
+            for l in range(64):
+                j = k
+                while j > 0 and lane[l] > best[j - 1]:
+                    if j < k:
+                        best[j] = best[j - 1]
+                    j -= 1
+                if j < k:
+                    best[j] = lane[l]
+            floor = best[k - 1]
+        filled, bound = 0, floor > lowest
         for start in range(0, n, 32):
-            stop = min(start + 32, n)
-            hits, least = 0, best[k - 1]
-            if stop - start == 32:
-                for i in range(32):
-                    hits += row[start + i] > least
-            if hits == 0 and stop - start == 32 and at[k - 1] >= 0:
-                continue
-            for i in range(start, stop):
-                v = row[i]
-                if v > best[k - 1] or at[k - 1] < 0:
-                    j = k - 1
-                    while j > 0 and (at[j - 1] < 0 or v > best[j - 1]):
-                        best[j], at[j] = best[j - 1], at[j - 1]
-                        j -= 1
-                    best[j], at[j] = v, i
+            piece = row[start : min(start + 32, n)]
+            if bound:
+                hits = np.int32(0)
+                for i in range(len(piece)):
+                    hits += np.int32(piece[i] >= floor)
+                if hits == 0:
+                    continue
+            for i in range(len(piece)):
+                v = piece[i]
+                if filled == k:
+                    if not v > floor:
+                        continue
+                elif bound and not v >= floor:
+                    continue
+                else:
+                    filled += 1
+                j = filled - 1
+                while j > 0 and v == v and not best[j - 1] >= v:
+                    best[j], at[j] = best[j - 1], at[j - 1]
+                    j -= 1
+                best[j], at[j] = v, start + i
+                if filled == k:
+                    floor = best[k - 1] if best[k - 1] == best[k - 1] else lowest
 
 
 def topk(x: Any, k: int, out: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
     """Return the k largest elements of each row of the last axis in falling order, and their places (int32).
 
-    Of equal elements the first ones count.
+    Of equal elements the first ones count; NaN is below all.
     """
     x = floats("topk", "x", x)
     if not x.ndim or not 1 <= k <= x.shape[-1]:
@@ -254,17 +286,27 @@ def sort_gradient(dy: Any, x: Any) -> tuple[Array]:
     return (dx,)
 
 
-@loop
+@exact_loop
 def _spmv(lo, hi, start, column, value, x, y, worst):
     last = np.uint32(len(x) - 1)
-    top = np.uint32(0)
+    zero, top = value.dtype.type(0), np.uint32(0)
     for row in range(lo, hi):
-        total = value.dtype.type(0)
-        for i in range(start[row], start[row + 1]):
-            at = np.uint32(column[i])
-            top = max(top, at)
-            total += value[i] * x[min(at, last)]
-        y[row] = total
+        a, b, c, d = zero, zero, zero, zero
+        places, values = column[start[row] : start[row + 1]], value[start[row] : start[row + 1]]
+        whole = len(places) // 4
+        for i in range(whole):
+            p, q = np.uint32(places[4 * i]), np.uint32(places[4 * i + 1])
+            r, s = np.uint32(places[4 * i + 2]), np.uint32(places[4 * i + 3])
+            top = max(top, max(max(p, q), max(r, s)))
+            a += values[4 * i] * x[min(p, last)]
+            b += values[4 * i + 1] * x[min(q, last)]
+            c += values[4 * i + 2] * x[min(r, last)]
+            d += values[4 * i + 3] * x[min(s, last)]
+        for i in range(4 * whole, len(places)):
+            p = np.uint32(places[i])
+            top = max(top, p)
+            a += values[i] * x[min(p, last)]
+        y[row] = (a + b) + (c + d)
     if top > last:
         worst[0] = top
 

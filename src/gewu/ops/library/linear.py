@@ -1,7 +1,7 @@
 """Products: matrix with vector and matrix, batches, weights of 8 and 4 bits, outer product. Sums in float32 or float64.
 
 All are sums over repeated letters, y[ij] = sum over k of a[ik] b[kj], and so are their cotangents.  Weights of few bits are
-widened in registers while they are used: a row of weights meets four rows of x at a time.
+widened a row at a time, which then meets four rows of x at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from gewu.core.errors import InputError
-from gewu.ops.library.call import Array, Loop, fits, floats, launch, loop, narrowed, result, symbols, widened, working
+from gewu.ops.library.call import Array, fits, floats, launch, loop, narrowed, result, symbols, widened, working
 from gewu.ops.python import assign, axes, cast, einsum, program, sizes, total
 from gewu.ops.sizes import Size
 from gewu.ops.tensor import Program
@@ -90,56 +90,42 @@ def int4_product(kinds: Sequence[str]) -> Program:
     return program("int4_gemm", assign(y[i, j], total(even * low + odd * high, over=k) * scale[j]))
 
 
-@loop
-def _int8(lo, hi, x, w, scale, y):
-    m, n = x.shape
-    zero = x.dtype.type(0)
-    for j in range(lo, hi):
-        row, s = w[j], scale[j]
-        i = 0
-        while i + 4 <= m:
-            a, b, c, d = x[i], x[i + 1], x[i + 2], x[i + 3]
-            p, q, r, t = zero, zero, zero, zero
-            for k in range(n):
-                v = x.dtype.type(row[k])
-                p += a[k] * v
-                q += b[k] * v
-                r += c[k] * v
-                t += d[k] * v
-            y[i, j], y[i + 1, j], y[i + 2, j], y[i + 3, j] = p * s, q * s, r * s, t * s
-            i += 4
-        while i < m:
-            a, p = x[i], zero
-            for k in range(n):
-                p += a[k] * x.dtype.type(row[k])
-            y[i, j] = p * s
-            i += 1
+def _narrow(packed: bool) -> Callable[..., None]:
+    """Return the loop over rows of weights, of 4 bits if packed."""
+
+    def body(lo, hi, x, w, scale, y):
+        m, n = x.shape
+        zero, wide = x.dtype.type(0), np.empty(n, x.dtype)
+        for j in range(lo, hi):
+            row, s = w[j], scale[j]
+            if packed:
+                for k in range(n // 2):
+                    v = np.int32(row[k])
+                    wide[2 * k] = (v & np.int32(15)) - np.int32(8)
+                    wide[2 * k + 1] = (v >> np.int32(4)) - np.int32(8)
+            i = 0
+            while i + 4 <= m:
+                a, b, c, d = x[i], x[i + 1], x[i + 2], x[i + 3]
+                p, q, r, t = zero, zero, zero, zero
+                for k in range(n):
+                    v = wide[k] if packed else x.dtype.type(row[k])
+                    p += a[k] * v
+                    q += b[k] * v
+                    r += c[k] * v
+                    t += d[k] * v
+                y[i, j], y[i + 1, j], y[i + 2, j], y[i + 3, j] = p * s, q * s, r * s, t * s
+                i += 4
+            while i < m:
+                a, p = x[i], zero
+                for k in range(n):
+                    p += a[k] * (wide[k] if packed else x.dtype.type(row[k]))
+                y[i, j] = p * s
+                i += 1
+
+    return body
 
 
-@loop
-def _int4(lo, hi, even, odd, w, scale, y):
-    m, n = even.shape
-    zero = even.dtype.type(0)
-    for j in range(lo, hi):
-        row, s = w[j], scale[j]
-        i = 0
-        while i + 2 <= m:
-            a, b, c, d = even[i], odd[i], even[i + 1], odd[i + 1]
-            p, q = zero, zero
-            for k in range(n):
-                v = np.int32(row[k])
-                low, high = even.dtype.type((v & np.int32(15)) - np.int32(8)), even.dtype.type((v >> np.int32(4)) - np.int32(8))
-                p += a[k] * low + b[k] * high
-                q += c[k] * low + d[k] * high
-            y[i, j], y[i + 1, j] = p * s, q * s
-            i += 2
-        if i < m:
-            a, b, p = even[i], odd[i], zero
-            for k in range(n):
-                v = np.int32(row[k])
-                p += a[k] * even.dtype.type((v & np.int32(15)) - np.int32(8))
-                p += b[k] * even.dtype.type((v >> np.int32(4)) - np.int32(8))
-            y[i, j] = p * s
+_bytes, _nibbles = loop(_narrow(False)), loop(_narrow(True))
 
 
 def _weights(operator: str, x: Any, w: Any, scale: Any, dtype: Any, each: int) -> tuple[Array, Array, Array]:
@@ -151,10 +137,10 @@ def _weights(operator: str, x: Any, w: Any, scale: Any, dtype: Any, each: int) -
     return x, w, scale
 
 
-def _weighted(kernel: Loop, sides: Sequence[Array], w: Array, scale: Array, out: Array) -> Array:
-    wide = [widened(a) for a in sides]
-    y = working(out)
-    kernel(len(w), w.size * len(y), *wide, w, widened(scale).astype(wide[0].dtype, copy=False), y)
+def _weighted(x: Array, w: Array, scale: Array, out: Array) -> Array:
+    wide, y = widened(x), working(out)
+    run = _bytes if w.dtype == np.int8 else _nibbles
+    run(len(w), x.size * len(w), wide, w, widened(scale).astype(wide.dtype, copy=False), y)
     return narrowed(y, out)
 
 
@@ -163,7 +149,7 @@ def int8_gemm(x: Any, w: Any, scale: Any, out: Array | None = None) -> Array:
     x, w, scale = _weights("int8_gemm", x, w, scale, np.int8, 1)
     out = result("int8_gemm", out, (len(x), len(w)), x.dtype)
     if len(x) < MANY:
-        return _weighted(_int8, (x,), w, scale, out)
+        return _weighted(x, w, scale, out)
     launch(int8_product, (x, w, scale, out), {"m": len(x), "n": len(w), "p": x.shape[1]})
     return out
 
@@ -182,8 +168,7 @@ def int4_gemm(x: Any, w: Any, scale: Any, out: Array | None = None) -> Array:
     """
     x, w, scale = _weights("int4_gemm", x, w, scale, np.uint8, 2)
     out = result("int4_gemm", out, (len(x), len(w)), x.dtype)
-    sides = [np.ascontiguousarray(widened(x)[:, half::2]) for half in (0, 1)]
-    return _weighted(_int4, sides, w, scale, out)
+    return _weighted(x, w, scale, out)
 
 
 def unpacked(w: Array) -> Array:

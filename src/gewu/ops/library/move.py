@@ -48,6 +48,17 @@ def concatenation(kinds: Sequence[str]) -> Program:
     return program("concat", assign(y[i, j], a[i, j]), assign(y[i, k + n], b[i, k]))
 
 
+@loop
+def _join(lo, hi, a, b, y):
+    n = a.shape[1]
+    for r in range(lo, hi):
+        first, second, target, rest = a[r], b[r], y[r, :n], y[r, n:]
+        for i in range(len(first)):
+            target[i] = first[i]
+        for i in range(len(second)):
+            rest[i] = second[i]
+
+
 def concat(a: Any, b: Any, axis: int = -1, out: Array | None = None) -> Array:
     """Return a followed by b along an axis."""
     a, b = floats("concat", "a", a), floats("concat", "b", b)
@@ -55,11 +66,11 @@ def concat(a: Any, b: Any, axis: int = -1, out: Array | None = None) -> Array:
     place = axis % max(a.ndim, 1)
     alike = alike and a.shape[:place] + a.shape[place + 1 :] == b.shape[:place] + b.shape[place + 1 :]
     fits("concat", f"equal types, and shapes but for axis {axis}", alike, a, b)
-    inner = prod(a.shape[place + 1 :])
     shape = (*a.shape[:place], a.shape[place] + b.shape[place], *a.shape[place + 1 :])
     out = result("concat", out, shape, a.dtype)
-    extents = {"m": prod(a.shape[:place]), "n": a.shape[place] * inner, "s": b.shape[place] * inner}
-    launch(concatenation, (a, b, out), extents)
+    rows, bits = prod(a.shape[:place]), np.dtype(f"u{a.dtype.itemsize}")
+    if out.size:
+        _join(rows, out.size, *(v.view(bits).reshape(rows, -1) for v in (a, b, out)))
     return out
 
 
@@ -158,7 +169,7 @@ def _between(length: int, places: int) -> tuple[Array, Array, Array]:
     """Return for each new place the two old ones around it (centres aligned, edges repeated) and the share of the second."""
     at = np.maximum((np.arange(places) + 0.5) * length / places - 0.5, 0)
     low = np.minimum(at.astype(np.int64), length - 1)
-    return low, np.minimum(low + 1, length - 1), at - low
+    return low.astype(np.uint32), np.minimum(low + 1, length - 1).astype(np.uint32), at - low
 
 
 @loop

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from gewu.core.errors import InputError
-from gewu.ops.library.call import Array, exact_loop, fits, floats, launch, loop, narrowed, real, result, symbols, widened, working
+from gewu.ops.library.call import Array, fits, floats, launch, loop, narrowed, real, result, symbols, widened, working
 from gewu.ops.pool import THREADS
 from gewu.ops.python import assign, axes, constant, program, rsqrt, scalar, sizes, total
 from gewu.ops.tensor import Program
@@ -24,9 +24,9 @@ def _part_sums(lo, hi, x, sums):
     n = x.shape[1]
     for item in range(lo, hi):
         r, p = item // parts, item % parts
-        row, whole = x[r], x.dtype.type(0)
-        for i in range(p * n // parts, (p + 1) * n // parts):
-            whole += row[i]
+        piece, whole = x[r, p * n // parts : (p + 1) * n // parts], x.dtype.type(0)
+        for i in range(len(piece)):
+            whole += piece[i]
         sums[r, p] = whole
 
 
@@ -144,6 +144,22 @@ def fft_program(kinds: Sequence[str], back: bool = False) -> Program:
     return program("fft_stage", *found)
 
 
+@loop
+def _fft_stage(lo, hi, x, w, y):
+    l = len(w)
+    half = x.shape[1] // 2
+    for item in range(lo, hi):
+        b, m = item // (half // l), item % (half // l) * l
+        low, high, first, second = x[b, m:], x[b, m + half :], y[b, 2 * m :], y[b, 2 * m + l :]
+        for j in range(l):
+            re = high[j, 0] * w[j, 0] - high[j, 1] * w[j, 1]
+            im = high[j, 0] * w[j, 1] + high[j, 1] * w[j, 0]
+            first[j, 0] = low[j, 0] + re
+            first[j, 1] = low[j, 1] + im
+            second[j, 0] = low[j, 0] - re
+            second[j, 1] = low[j, 1] - im
+
+
 @lru_cache(maxsize=32)
 def _roots(l: int, dtype: Any) -> Array:
     w = np.exp(-1j * np.pi * np.arange(l) / l)
@@ -160,9 +176,9 @@ def fft_stage(x: Any, l: int, out: Array | None = None) -> Array:
     if x.shape[2] != 2 or l < 1 or x.shape[1] % (2 * l):
         raise InputError("the stage does not fit", key="fft_stage", value=(x.shape, l), allowed="x (batch, n, 2), 2 l dividing n")
     out = result("fft_stage", out, x.shape, x.dtype)
-    wide = np.float64 if x.dtype == np.float64 else np.float32
-    launch(fft_program, (x, _roots(l, wide), out), {"b": len(x), "t": x.shape[1] // (2 * l), "l": l})
-    return out
+    source, y = widened(x), working(out)
+    _fft_stage(x.size // (4 * l), x.size, source, _roots(l, source.dtype), y)
+    return narrowed(y, out)
 
 
 def fft_stage_gradient(dy: Any, x: Any, l: int) -> tuple[Array]:
@@ -175,24 +191,28 @@ def fft_stage_gradient(dy: Any, x: Any, l: int) -> tuple[Array]:
     return (np.stack((both.real, both.imag), axis=-1).astype(dy.dtype),)
 
 
-@exact_loop
-def _tridiagonal(lo, hi, lower, diagonal, upper, right, x, work):
+@loop
+def _tridiagonal(lo, hi, lower, diagonal, upper, right, x):
     n, systems = x.shape
-    one = x.dtype.type(1)
+    one, work = x.dtype.type(1), np.empty((n, 64), x.dtype)
     for part in range(lo, hi):
         first, last = part * 64, min(systems, part * 64 + 64)
-        for s in range(first, last):
-            inverse = one / diagonal[0, s]
-            work[0, s] = upper[0, s] * inverse
-            x[0, s] = right[0, s] * inverse
+        d, u, r, above, factors = diagonal[0, first:last], upper[0, first:last], right[0, first:last], x[0, first:last], work[0]
+        for s in range(last - first):
+            inverse = one / d[s]
+            factors[s] = u[s] * inverse
+            above[s] = r[s] * inverse
         for i in range(1, n):
-            for s in range(first, last):
-                inverse = one / (diagonal[i, s] - lower[i, s] * work[i - 1, s])
-                work[i, s] = upper[i, s] * inverse
-                x[i, s] = (right[i, s] - lower[i, s] * x[i - 1, s]) * inverse
+            l, d, u, r = lower[i, first:last], diagonal[i, first:last], upper[i, first:last], right[i, first:last]
+            above, here, before, factors = x[i - 1, first:last], x[i, first:last], work[i - 1], work[i]
+            for s in range(last - first):
+                inverse = one / (d[s] - l[s] * before[s])
+                factors[s] = u[s] * inverse
+                here[s] = (r[s] - l[s] * above[s]) * inverse
         for i in range(n - 2, -1, -1):
-            for s in range(first, last):
-                x[i, s] -= work[i, s] * x[i + 1, s]
+            below, here, factors = x[i + 1, first:last], x[i, first:last], work[i]
+            for s in range(last - first):
+                here[s] -= factors[s] * below[s]
 
 
 def tridiagonal(lower: Any, diagonal: Any, upper: Any, right: Any, out: Array | None = None) -> Array:
@@ -209,7 +229,7 @@ def tridiagonal(lower: Any, diagonal: Any, upper: Any, right: Any, out: Array | 
     x = working(out)
     shape = (len(x), x.size // len(x))
     wide = [widened(a).reshape(shape) for a in sides]
-    _tridiagonal(-(-shape[1] // CHUNK), 8 * x.size, *wide, x.reshape(shape), np.empty(shape, x.dtype))
+    _tridiagonal(-(-shape[1] // CHUNK), 8 * x.size, *wide, x.reshape(shape))
     return narrowed(x, out)
 
 

@@ -118,7 +118,7 @@ def quantise_rows(kinds: Sequence[str]) -> Program:
     i, j, k = axes(i=m, j=n, k=n)
     x, q, scale = symbols(kinds, (m, n), (m, n), (m,))
     most = largest(absolute(x[i, k]), over=k)
-    rounded = cast(x[i, j] * (127 / most), "s8", rounding="rni")
+    rounded = cast(cast(x[i, j] * (127 / most), "s32", rounding="rni"), "s8")
     return program("quantise", assign(q[i, j], rounded), assign(scale[i], most * (1 / 127)))
 
 

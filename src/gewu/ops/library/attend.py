@@ -2,8 +2,8 @@
 
     y[h, i] = sum over j of p[h, i, j] v[h, j],   p[h, i, j] = e^(scale q[h, i] . k[h, j]) / sum over j of the same
 
-Queries are taken in blocks whose scores stay in cache; a causal block multiplies only the keys that it sees.  The program of the
-whole formula is `attention_program`, which is what GPUs and JAX get.
+The emitter keeps the scores of a block of queries in cache.  Causal attention is taken block by block, each over the keys that it
+sees only.
 """
 
 from __future__ import annotations
@@ -13,43 +13,27 @@ from typing import Any, Final
 
 import numpy as np
 
-from gewu.ops.library.call import Array, executable, fits, floats, launch, narrowed, real, result, symbols, widened, working
-from gewu.ops.library.linear import contract, contraction
+from gewu.ops.library.call import Array, fits, floats, launch, loop, real, result, symbols, widened
+from gewu.ops.library.linear import contract
 from gewu.ops.library.normalise import softmax, softmax_gradient
-from gewu.ops.pool import THREADS, run_ranges
-from gewu.ops.python import Axis, Value, assign, axes, exp, index, largest, program, scalar, sizes, total, where
+from gewu.ops.python import assign, axes, exp, index, largest, program, scalar, sizes, total, where
 from gewu.ops.sizes import Size
 from gewu.ops.tensor import Program
 
-BLOCK: Final = 128
+BLOCK: Final = 256
 """Queries taken at a time."""
 
 
-def attention_program(kinds: Sequence[str], causal: bool = False, group: int = 1) -> Program:
-    """Build attention of q (h group, n, d) over k and v (h, n, d)."""
-    h, n, d = sizes("h n d")
-    a, g, i, j, c, s = axes(a=h, g=group, i=n, j=n, c=d, s=d)
-    q, k, v, y = symbols(kinds, (h, group, n, d), (h, n, d), (h, n, d), (h, group, n, d))
-    score = total(q[a, g, i, s] * k[a, j, s], over=s) * scalar(4, real(*kinds))
+def attention_program(kinds: Sequence[str], causal: bool = False) -> Program:
+    """Build attention of q (h, g, m, d) over k and v (h, n, d); causal: query i sees keys 0 to first + i."""
+    h, g, m, n, d, first = sizes("h g m n d first")
+    a, b, i, j, c, s = axes(a=h, b=g, i=m, j=n, c=d, s=d)
+    q, k, v, y = symbols(kinds, (h, g, m, d), (h, n, d), (h, n, d), (h, g, m, d))
+    score = total(q[a, b, i, s] * k[a, j, s], over=s) * scalar(4, real(*kinds))
     if causal:
-        score = where(index(i) >= index(j), score, float("-inf"))
+        score = where(index(i + first) >= index(j), score, float("-inf"))
     weight = exp(score - largest(score, over=j))
-    return program("attention", assign(y[a, g, i, c], total(weight * v[a, j, c], over=j) / total(weight, over=j)))
-
-
-def _weights_program(kinds: Sequence[str], causal: bool) -> Program:
-    """Build weights e^(scale (score - largest)) in place, and one over their sums; causal: i sees up to first + i."""
-    m, n, first = sizes("m n first")
-    i, j, k = axes(i=m, j=n, k=n)
-    score, rest = symbols(kinds, (m, n), (m,))
-    scale = scalar(2, kinds[0])
-
-    def seen(a: Axis) -> Value:
-        return where(index(i + first) >= index(a), score[i, a] * scale, float("-inf")) if causal else score[i, a] * scale
-
-    most = largest(seen(k), over=k)
-    whole = total(exp(seen(k) - most), over=k)
-    return program("weights", assign(score[i, j], exp(seen(j) - most)), assign(rest[i], 1 / whole))
+    return program("attention", assign(y[a, b, i, c], total(weight * v[a, j, c], over=j) / total(weight, over=j)))
 
 
 def _attend(operator: str, q: Any, k: Any, v: Any, scale: float | None, causal: bool, out: Array | None) -> Array:
@@ -63,32 +47,17 @@ def _attend(operator: str, q: Any, k: Any, v: Any, scale: float | None, causal: 
         return out
     heads, n, d = q.shape
     group, factor = heads // len(k), d**-0.5 if scale is None else scale
-    wide, y = [widened(a) for a in (q, k, v)], working(out)
-    weights = executable(_weights_program, (y.dtype, y.dtype), (causal,), 1)
-    scores, values = (executable(contraction, (y.dtype,) * 3, (formula,), 1) for formula in ("ik,jk->ij", "ik,kj->ij"))
-    blocks = -(-n // BLOCK)
-
-    def part(lo: int, hi: int) -> None:
-        for item in range(hi - 1, lo - 1, -1):
-            head, first = item // blocks, item % blocks * BLOCK
+    if not causal or n <= BLOCK:
+        extents = {"h": len(k), "g": group, "m": n, "n": n, "d": d, "first": 0}
+        launch(attention_program, (q, k, v, out), extents, (causal,), (factor,))
+        return out
+    for head in range(heads):
+        for first in range(0, n, BLOCK):
             last = min(first + BLOCK, n)
-            keys = last if causal else n
-            score = np.empty((last - first, keys), y.dtype)
-            seen = wide[1][head // group, :keys], wide[2][head // group, :keys]
-            scores((wide[0][head, first:last], seen[0], score), {"i": last - first, "j": keys, "k": d})
-            rest = np.empty(last - first, y.dtype)
-            weights((score, rest, factor), {"m": last - first, "n": keys, "first": first})
-            target = y[head, first:last]
-            values((score, seen[1], target), {"i": last - first, "j": d, "k": keys})
-            target *= rest[:, None]
-
-    count = heads * blocks
-    if heads * n * n * d < 1 << 20 or THREADS == 1:
-        part(0, count)
-    else:
-        step = -(-count // (4 * THREADS))
-        run_ranges(part, [(lo, min(lo + step, count)) for lo in range(0, count, step)], THREADS)
-    return narrowed(y, out)
+            extents = {"h": 1, "g": 1, "m": last - first, "n": last, "d": d, "first": first}
+            sides = (q[head, first:last], k[head // group, :last], v[head // group, :last], out[head, first:last])
+            launch(attention_program, sides, extents, (True,), (factor,))
+    return out
 
 
 def attention(q: Any, k: Any, v: Any, scale: float | None = None, out: Array | None = None) -> Array:
@@ -151,12 +120,26 @@ def rotation(kinds: Sequence[str], back: bool = False) -> Program:
     return program("rotary", assign(y[p, a, 2 * i], even * c - odd * s), assign(y[p, a, 2 * i + 1], odd * c + even * s))
 
 
+@loop
+def _turn(lo, hi, x, cosine, sine, y):
+    for p in range(lo, hi):
+        c, s = cosine[p], sine[p]
+        for a in range(x.shape[1]):
+            source, target = x[p, a], y[p, a]
+            for i in range(len(c)):
+                target[2 * i] = source[2 * i] * c[i] - source[2 * i + 1] * s[i]
+                target[2 * i + 1] = source[2 * i + 1] * c[i] + source[2 * i] * s[i]
+
+
 def _rotate(x: Any, cosine: Any, sine: Any, back: bool, out: Array | None) -> Array:
     x, cosine, sine = floats("rotary", "x", x, 3), floats("rotary", "cosine", cosine, 2), floats("rotary", "sine", sine, 2)
     shapes = "x (n, heads, d), cosine and sine (n, d / 2)"
     fits("rotary", shapes, cosine.shape == sine.shape == (len(x), x.shape[2] // 2) and x.shape[2] % 2 == 0, x, cosine, sine)
     out = result("rotary", out, x.shape, x.dtype)
-    launch(rotation, (x, cosine, sine, out), {"n": len(x), "h": x.shape[1], "d": x.shape[2] // 2}, (back,))
+    if x.dtype.itemsize == 2 or np.may_share_memory(x, out):
+        launch(rotation, (x, cosine, sine, out), {"n": len(x), "h": x.shape[1], "d": x.shape[2] // 2}, (back,))
+    else:
+        _turn(len(x), x.size, x, cosine, -sine if back else sine, out)
     return out
 
 
