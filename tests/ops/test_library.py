@@ -11,7 +11,7 @@ import pytest
 
 from gewu.core.errors import InputError
 from gewu.ops import library
-from gewu.ops.library import OPERATORS, attend, call
+from gewu.ops.library import OPERATORS, call
 from gewu.ops.library.call import KINDS
 
 TYPES: dict[str, Any] = {"float32": np.float32, "float64": np.float64, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -256,7 +256,6 @@ def test_formulas_in_jax(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch)
 
     elsewhere = _Elsewhere(lambda program, args, launch: to_jax(program)(args, launch))
     monkeypatch.setattr(call, "executable", elsewhere)
-    monkeypatch.setattr(attend, "executable", elsewhere)
     test_operator(name, dtype)
 
 
@@ -269,9 +268,10 @@ def test_derivatives_of_jax(name: str) -> None:
 
     args, _ = arguments(name, np.float32)
     program, sizes = library.program(name), {
-        "gelu": {"n": 205}, "softmax": {"m": 5, "n": 37, "s": 1}, "layernorm": {"m": 5, "n": 37}, "gemm": {"i": 19, "k": 13, "j": 23},
+        "gelu": {"n": 205}, "softmax": {"m": 5, "n": 37, "s": 1}, "layernorm": {"m": 5, "n": 37},
+        "gemm": {"i": 19, "k": 13, "j": 23},
         "conv2d": {"b": 2, "c": 3, "o": 4, "h": 7, "w": 11, "u": 7, "v": 11}, "cross_entropy": {"m": 5, "n": 37},
-        "attention": {"h": 2, "n": 35, "d": 8},
+        "attention": {"h": 2, "g": 1, "n": 35, "d": 8, "m": 35, "t": 35, "first": 0},
     }[name]  # fmt: skip
     options = {"conv2d": {"padding": 1}}.get(name, {})
     want = library.OPERATORS[name].function(*args, **options)

@@ -25,6 +25,9 @@ from gewu.ops.tensor import Apply, Expression, Load, Reduce
 _DIRECTED: Final = frozenset({"rz", "rm", "rp", "sat"})
 
 
+FEW = 8
+"""Rows (or columns) up to which a product whose other side does not lie as a matrix is a loop nest."""
+
 @dataclass(frozen=True, slots=True)
 class Roles:
     """The axes of a product by role, and the factors of each side."""
@@ -111,7 +114,18 @@ def roles(graph: Graph, r: Reduce, extents: Mapping[str, Size]) -> Roles | None:
     if order.index(rows[-1]) > order.index(columns[-1]):
         left, right, rows, columns = right, left, columns, rows
     named = [tuple((a, extents[a]) for a in names) for names in (sorted(batch, key=order.index), rows, columns)]
+    for few, (_, other), across in ((named[1], right, named[2]), (named[2], left, named[1])):
+        if _count(few) <= FEW and (len(other) > 1 or lies_as_matrix(other[0], r.type, across, r.axes) is None):
+            return None  # the other side would be written to an array to be used a few times only
     return Roles(named[0], named[1], named[2], r.axes, tuple(left[1]), tuple(right[1]))
+
+
+def _count(axes: Axes) -> float:
+    """Return the points of axes whose sizes are known; infinity where one is not."""
+    total = 1.0
+    for _, size in axes:
+        total *= np.inf if size.constant is None else size.constant
+    return total
 
 
 def lies_as_matrix(e: Expression, kind: str, outer: Axes, inner: Axes) -> Matrix | None:

@@ -542,16 +542,22 @@ class Nest:
         """Compute reductions for a tile of the inner output axis: the reduction outside, the tile inside."""
         cells = [self._alloca(f"[{self.choice.tile} x {llvm_type(accumulator(r)[0])}]") for r in group]
         axis = inner[0]
+        narrow = [w for w in group[0].where if axis in w.axes]
 
-        def across(work: Callable[[Reduce, str, str], None]) -> None:
+        def across(work: Callable[[Reduce, str, str], None], conditions: Sequence[Affine] = ()) -> None:
+            lo, hi, left = self._clamp(axis, first, last, conditions)
+
             def inside(index: str) -> None:
                 self.axis[axis] = index
+                self.guard(left, lambda: each(index))
+
+            def each(index: str) -> None:
                 for r, cell in zip(group, cells, strict=True):
                     t = llvm_type(accumulator(r)[0])
                     place = self.lower.emit(f"sub nsw i64 {index}, {first}")
                     work(r, self.lower.emit(f"getelementptr inbounds {t}, ptr {cell}, i64 {place}"), t)
 
-            self.loop({axis: inner[1]}, first, last, inside, innermost=True)
+            self.loop({axis: inner[1]}, lo, hi, inside, where=tuple(conditions), innermost=True)
 
         across(lambda r, place, t: self.lower.lines.append(f"  store {t} {accumulator(r)[1]}, ptr {place}"))
 
@@ -566,20 +572,22 @@ class Nest:
                     self.stack[-2:] = [old for _, old in shared]
                 self.lower.lines.append(f"  store {t} {total}, ptr {place}")
 
-            across(work)
+            if narrow:  # the tile is narrowed for each term, so terms go one by one
+                self.axis[fast] = steps[0]
+            across(work, narrow)
 
-        self._stepped(group[0], add)
+        self._stepped(group[0], add, narrow)
         self.tiled |= {id(r): (cell, first) for r, cell in zip(group, cells, strict=True)}
 
-    def _stepped(self, e: Reduce, add: Callable[[Sequence[str], str], None]) -> None:
+    def _stepped(self, e: Reduce, add: Callable[[Sequence[str], str], None], narrow: Sequence[Affine]) -> None:
         """Run over a reduction with the fast axis in steps of `unroll` where no condition has to be tested inside."""
         (fast, size), slow = e.axes[-1], e.axes[:-1]
-        early = [w for w in e.where if fast not in w.axes]
-        late = [w for w in e.where if fast in w.axes]
+        early = [w for w in e.where if fast not in w.axes and w not in narrow]
+        late = [w for w in e.where if fast in w.axes and w not in narrow]
 
         def innermost() -> None:
             lo, hi, left = self._clamp(fast, "0", self._size(size), late)
-            unroll = 1 if left else self.choice.unroll
+            unroll = 1 if left or narrow else self.choice.unroll
             where = tuple(late)
             if unroll > 1:
                 whole = self.lower.emit(f"sub nsw i64 {hi}, {unroll - 1}")

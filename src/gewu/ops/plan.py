@@ -106,7 +106,8 @@ def _grids(grid: tuple[int, ...], block: tuple[int, ...], free: Mapping[str, int
     for ranks in itertools.product(*(range(len(o)) for o in options)):
         rules = tuple(o[r] for o, r in zip(options, ranks, strict=True))
         used = [name for rule in rules for name in free if name in str(rule)]
-        combined.append((len(used) - len(set(used)), sum(ranks), ranks, rules))
+        unknown = sum(str(rule) in _FREE for rule in rules)
+        combined.append((len(used) - len(set(used)), sum(ranks) + 3 * unknown, ranks, rules))
     combined.sort(key=lambda c: c[:3])
     return [rules for *_, rules in combined[:_MOST_PLANS]]  # type: ignore[misc]
 

@@ -277,6 +277,11 @@ def cast(value: Value, kind: str, *, rounding: str = "") -> Value:
     return Value(Apply("cvt", kind, (value.expression,), (value.type, *mods)), kind)
 
 
+def bits(value: Value, kind: str) -> Value:
+    """Return the bits of a value taken as another type of the same width."""
+    return Value(value.expression, kind)
+
+
 def _same(a: Value | float, b: Value | float) -> tuple[Value, Value]:
     kinds = [v.type for v in (a, b) if isinstance(v, Value)]
     if len(kinds) == 2 and kinds[0] != kinds[1]:

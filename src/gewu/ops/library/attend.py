@@ -25,15 +25,15 @@ BLOCK: Final = 256
 
 
 def attention_program(kinds: Sequence[str], causal: bool = False) -> Program:
-    """Build attention of q (h, g, m, d) over k and v (h, n, d); causal: query i sees keys 0 to first + i."""
-    h, g, m, n, d, first = sizes("h g m n d first")
-    a, b, i, j, c, s = axes(a=h, b=g, i=m, j=n, c=d, s=d)
-    q, k, v, y = symbols(kinds, (h, g, m, d), (h, n, d), (h, n, d), (h, g, m, d))
-    score = total(q[a, b, i, s] * k[a, j, s], over=s) * scalar(4, real(*kinds))
+    """Build attention of m queries from `first` on of q (h, g, n, d) over t keys of k and v (h, n, d); causal: no later key."""
+    h, g, n, d, m, t, first = sizes("h g n d m t first")
+    a, b, i, j, c, s = axes(a=h, b=g, i=m, j=t, c=d, s=d)
+    q, k, v, y = symbols(kinds, (h, g, n, d), (h, n, d), (h, n, d), (h, g, n, d))
+    score = total(q[a, b, i + first, s] * k[a, j, s], over=s) * scalar(4, real(*kinds))
     if causal:
         score = where(index(i + first) >= index(j), score, float("-inf"))
     weight = exp(score - largest(score, over=j))
-    return program("attention", assign(y[a, b, i, c], total(weight * v[a, j, c], over=j) / total(weight, over=j)))
+    return program("attention", assign(y[a, b, i + first, c], total(weight * v[a, j, c], over=j) / total(weight, over=j)))
 
 
 def _attend(operator: str, q: Any, k: Any, v: Any, scale: float | None, causal: bool, out: Array | None) -> Array:
@@ -47,16 +47,10 @@ def _attend(operator: str, q: Any, k: Any, v: Any, scale: float | None, causal: 
         return out
     heads, n, d = q.shape
     group, factor = heads // len(k), d**-0.5 if scale is None else scale
-    if not causal or n <= BLOCK:
-        extents = {"h": len(k), "g": group, "m": n, "n": n, "d": d, "first": 0}
+    for first in range(0, n, BLOCK if causal else n):
+        last = min(first + BLOCK, n) if causal else n
+        extents = {"h": len(k), "g": group, "n": n, "d": d, "m": last - first, "t": last, "first": first}
         launch(attention_program, (q, k, v, out), extents, (causal,), (factor,))
-        return out
-    for head in range(heads):
-        for first in range(0, n, BLOCK):
-            last = min(first + BLOCK, n)
-            extents = {"h": 1, "g": 1, "m": last - first, "n": last, "d": d, "first": first}
-            sides = (q[head, first:last], k[head // group, :last], v[head // group, :last], out[head, first:last])
-            launch(attention_program, sides, extents, (True,), (factor,))
     return out
 
 

@@ -14,6 +14,7 @@ from gewu.ops.python import (
     absolute,
     assign,
     axes,
+    bits,
     cast,
     equal,
     exp,
@@ -118,7 +119,8 @@ def quantise_rows(kinds: Sequence[str]) -> Program:
     i, j, k = axes(i=m, j=n, k=n)
     x, q, scale = symbols(kinds, (m, n), (m, n), (m,))
     most = largest(absolute(x[i, k]), over=k)
-    rounded = cast(cast(x[i, j] * (127 / most), "s32", rounding="rni"), "s8")
+    shifted = x[i, j] * (127 / most) + (1.5 * 2.0**52 if most.type == "f64" else 1.5 * 2.0**23)  # rounds; its low byte is q
+    rounded = cast(bits(shifted, "s64" if most.type == "f64" else "s32"), "s8")
     return program("quantise", assign(q[i, j], rounded), assign(scale[i], most * (1 / 127)))
 
 
