@@ -74,7 +74,7 @@ bench: $(STAMP)
 	$(if $(filter md,$(TOPIC)),$(call debian,gmx,gromacs,the comparison with GROMACS))
 	$(if $(filter md,$(TOPIC)),$(BIN)/python -m bench.md.peers $(PEERS) || echo "a peer could not be made")
 	$(if $(filter ops,$(TOPIC)),$(BIN)/python -m bench.ops.peers bench/ops/work/peers || echo "a peer could not be made")
-	$(BIN)/python -m bench.run $(TOPIC) --pseudo $(PSEUDO) --peers $(PEERS) --potentials $(POTENTIALS)
+	$(BIN)/python -m bench.run $(TOPIC) --pseudo $(PSEUDO) --peers $(if $(filter ops,$(TOPIC)),bench/ops/work/peers,$(PEERS)) --potentials $(POTENTIALS)
 	$(BIN)/python tools/make_performance.py
 	$(BIN)/python tools/make_operators.py
 

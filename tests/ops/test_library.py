@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +13,11 @@ import numpy as np
 import pytest
 
 from gewu.core.errors import InputError
-from gewu.ops import library
+from gewu.ops import gpu, library
+from gewu.ops.interp import run
 from gewu.ops.library import OPERATORS, call
 from gewu.ops.library.call import KINDS
+from gewu.ops.ptx import read_ptx
 
 TYPES: dict[str, Any] = {"float32": np.float32, "float64": np.float64, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 STEP = {"float32": 6e-8, "float64": 1.2e-16, "bfloat16": 4e-3, "float16": 5e-4}
@@ -245,11 +250,13 @@ class _Elsewhere:
         return run
 
 
-FORMULAS = [name for name, o in OPERATORS.items() if o.program and name not in ("dropout", "embedding", "int4_gemm")]
+FORMULAS = [name for name, o in OPERATORS.items() if o.program]
+FEW = ("gelu", "softmax", "gemm", "conv2d", "transposed_conv", "attention_causal", "argmax", "cross_entropy", "quantise", "pad")
+_SLOW = [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in FORMULAS]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("name", [p for p in _SLOW if p.values[0] != "dropout"])
 def test_formulas_in_jax(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The programs of the library give the same numbers as functions of JAX. Dropout needs 64-bit products, which JAX has not."""
     from gewu.ops.jaxform import to_jax
@@ -289,3 +296,40 @@ def test_derivatives_of_jax(name: str) -> None:
     dy = np.random.default_rng(3).standard_normal(want.shape).astype(np.float32)
     for ours, theirs in zip(library.gradient(name)(dy, *args, **options), pull(dy), strict=False):
         assert deviation(ours, np.asarray(theirs).astype(np.float64)) < 1e-5
+
+
+def on_gpu(program: Any, args: Any, launch: Any) -> dict[int, Any]:
+    """Compile a program to PTX, read it back, and run its kernels in the interpreter."""
+    device = gpu.build(program, "sm_90")
+    listing = read_ptx(device.assembly())
+    assert not listing.refused
+    given = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
+    whole = device.complete(given, launch)
+    for step in device.steps:
+        if blocks := step.blocks(launch):
+            run(listing.kernels[step.name], (blocks, 1, 1), (gpu.BLOCK, 1, 1), whole)
+    return {number: a for number, a in enumerate(given) if isinstance(a, np.ndarray)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", _SLOW)
+def test_gpu_kernels(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From formula to PTX and back: without a GPU, the kernels that LLVM makes are run by the reader's interpreter."""
+    monkeypatch.setattr(call, "executable", _Elsewhere(on_gpu))
+    test_operator(name, dtype)
+
+
+def test_gpu_source() -> None:
+    softmax = gpu.build(library.program("softmax"), "sm_90")
+    assert [step.lanes for step in softmax.steps] == [32, 32, 1] and len(softmax.between) == 2
+    text = library.gpu_source("softmax", "bfloat16")
+    assert ".visible .entry softmax_0" in text and "shfl.sync.bfly" in text
+    assert "amdgcn" in library.gpu_source("layernorm", "float16", "gfx942")
+    with pytest.raises(InputError, match="not a GPU"):
+        library.gpu_source("gelu", target="aarch64")
+    ptxas = shutil.which("ptxas")
+    if ptxas:
+        done = subprocess.run(
+            [ptxas, "-arch=sm_90", "-o", os.devnull, "-"], input=text.encode(), capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()

@@ -24,6 +24,7 @@ from gewu.ops.bounds import span
 from gewu.ops.forms import Form, ProductStep, Step, Variant, arguments_of, compile_form, ranges, small, starved
 from gewu.ops.ir import WIDTH
 from gewu.ops.nest_parts import Access, Choice
+from gewu.ops.native import Parts, address_of, run_nest
 from gewu.ops.pool import THREADS, run_ranges, scratch
 from gewu.ops.rewrite import Graph
 from gewu.ops.sizes import Size
@@ -164,14 +165,15 @@ class Executable:
 
     def _runs(self, variant: Variant, launch: Mapping[str, int], lengths: list[int], threads: int) -> _Runs:
         values = [self._value(entry, launch, lengths) for entry in variant.built.sizes.entries]
-        runs: list[tuple[Any, list[tuple[int, int]] | None]] = []
+        runs: list[tuple[Any, list[tuple[int, int]] | Parts | None]] = []
         for call, step in zip(variant.calls, variant.built.steps, strict=True):
             if any(size.value(launch) <= 0 for _, size in step.axes):
                 continue
             if isinstance(step, ProductStep):
                 runs.append((contract.prepare(step.product, launch), None))
             else:
-                runs.append((call, ranges(step, launch, threads)))
+                parts = ranges(step, launch, threads)
+                runs.append((call, parts if len(parts) == 1 else Parts(address_of(call), np.array(parts))))
         places, total = [], 0
         for temporary in variant.built.staged.temporaries:
             places.append((temporary.buffer, total))
@@ -285,10 +287,10 @@ class Executable:
         for place, (call, parts) in enumerate(one.runs):
             if parts is None:
                 call.run(block, copies, threads, self.cache, packed.get(place, 0))
-            elif len(parts) == 1:
+            elif isinstance(parts, list):
                 call(arguments, sizes, *parts[0])
-            else:
-                run_ranges(lambda lo, hi, call=call: call(arguments, sizes, lo, hi), parts, threads)
+            elif not run_nest(parts.address, arguments, sizes, parts.ranges):
+                run_ranges(lambda lo, hi, call=call: call(arguments, sizes, lo, hi), parts.ranges.tolist(), threads)
 
     def _blocks(self, prepared: _Prepared, block: Any) -> None:
         """Run all blocks, each on one thread; sides of products that are arguments are packed once for all."""

@@ -27,6 +27,7 @@ import numpy as np
 
 from gewu.core.errors import InputError
 from gewu.ops import ir, llvm, spmd_cache, spmd_warp
+from gewu.ops.native import address_of, run_blocks
 from gewu.ops.pool import THREADS, run_ranges
 from gewu.ops.shape import Layout, analyse
 from gewu.ops.spmd_packets import join_packets
@@ -120,7 +121,8 @@ class Compiled:
         if count > 1 and blocks > 1 and work > (_WORTH_SECONDS if self._pace else 1):
             chunk = max(1, blocks // (16 * count))
             ranges = [(lo, min(blocks, lo + chunk)) for lo in range(0, blocks, chunk)]
-            run_ranges(partial(run, address, *sizes), ranges, count)
+            if count < THREADS or not run_blocks(address_of(run), address, sizes, np.array(ranges)):
+                run_ranges(partial(run, address, *sizes), ranges, count)
             self._pace = (time.perf_counter() - start) / blocks * min(count, len(ranges))
         else:
             run(address, *sizes, 0, blocks)

@@ -8,9 +8,18 @@
 OPERATORS tells of each one; its functions take NumPy arrays (C order; others are copied) and write into `out` where it is given.
 `gradient(name)(dy, *arguments)` returns the cotangents of the float inputs, given that of the output, in the order of the inputs.
 
-Precision: float32 and float64 compute in themselves; float16 and bfloat16 are storage: every operator below with these types is a
-mixed-precision primitive that reads and writes 16 bits and computes and accumulates in float32, rounding once at the end.  All
-operators have them but histogram, which counts integers.
+Precision: float32 and float64 compute in themselves; float16 and bfloat16 are storage: an operator reads and writes 16 bits,
+computes and accumulates in float32 and rounds once at the end.  These mixed-precision primitives are
+
+    products         gemv gemm batched_gemm outer, int8_gemm and int4_gemm (weights of 8 and 4 bits), spmv
+    windows          conv1d conv2d depthwise transposed_conv maxpool avgpool im2col resize stencil3d
+    normalisations   softmax logsumexp layernorm rmsnorm batchnorm groupnorm
+    attention        attention attention_causal attention_gqa rotary
+    training         cross_entropy adamw (moments may stay float32) quantise (to int8) dropout scatter_add embedding
+    reductions       sum max norm scan; argmax topk sort (exact)
+    element by element   cast elementwise relu gelu silu tanh sigmoid exp log clamp select
+
+and all others but histogram, which counts integers.
 
 Files: call (checks, compiled programs, loops); pointwise, reduce, normalise, linear, convolve, move, index, attend, train,
 solve (the operators by family); reference (NumPy in float64).
@@ -222,10 +231,9 @@ def gpu_source(name: str, dtype: str = "float32", target: str = "sm_90") -> str:
     Raises:
         InputError: unknown operator, type or target, or an operator that is a loop.
     """
-    from gewu.ops.llvm import emit_assembly
-    from gewu.ops.standalone import gpu_text
+    from gewu.ops import gpu
 
-    return emit_assembly(gpu_text(program(name, dtype), target, name), target)
+    return gpu.build(program(name, dtype), target, name).assembly()
 
 
 __all__ = ["OPERATORS", "Operator", "gpu_source", "gradient", "program", *OPERATORS]
