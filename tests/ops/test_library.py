@@ -140,6 +140,36 @@ def test_out_is_written_and_returned() -> None:
             operator.function(*args, **options, out=np.empty((3, *want.shape), want.dtype))
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_not_a_number(dtype: str) -> None:
+    """Where NaN goes is the same for all types and ways of computing."""
+    x = np.array([[1, np.nan, np.inf, np.nan], [np.nan] * 4, [-np.inf, -np.inf, -np.inf, 2]]).astype(TYPES[dtype])
+    np.testing.assert_array_equal(library.argmax(x), [1, 0, 3])
+    np.testing.assert_array_equal(library.argmax(np.ascontiguousarray(x.T), axis=0), [1, 0, 3])
+    np.testing.assert_array_equal(library.max(x).astype(np.float32)[[0, 2]], [np.inf, 2])
+    np.testing.assert_array_equal(library.topk(x, 2)[1], [[2, 0], [0, 1], [3, 0]])
+    np.testing.assert_array_equal(library.sort(x)[2].astype(np.float32), [-np.inf, -np.inf, -np.inf, 2])
+    np.testing.assert_array_equal(library.relu(x[:1]).astype(np.float32), [[1, 0, np.inf, 0]])
+
+
+def test_long_rows_and_many_rows() -> None:
+    """Loops cut their work into ranges only when there is much of it."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 600_011))
+    np.testing.assert_allclose(library.scan(x), np.cumsum(x, axis=1), rtol=0, atol=1e-9)  # 600,000 sums of size 1000
+    many = rng.standard_normal((700, 1031)).astype(np.float32)
+    for name, options in (("topk", {"k": 8}), ("sort", {}), ("argmax", {}), ("scan", {})):
+        got, want = (f(many, **options) for f in (OPERATORS[name].function, OPERATORS[name].reference))
+        for found, expected in zip(*((v if isinstance(v, tuple) else (v,)) for v in (got, want)), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    words = rng.integers(0, 300, 400_000).astype(np.int32)
+    np.testing.assert_array_equal(library.histogram(words, 300), np.bincount(words, minlength=300))
+    rows, table = rng.standard_normal((40_000, 16)), np.zeros((300, 16))
+    library.scatter_add(rows, words[:40_000], table)
+    np.testing.assert_allclose(table, OPERATORS["scatter_add"].reference(rows, words[:40_000], 0 * table), rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(library.embedding(rows, words), rows[words])
+
+
 def scalar(name: str, args: tuple[Any, ...], options: dict[str, Any], weights: list[np.ndarray]) -> float:
     found = OPERATORS[name].reference(*args, **options)
     first = found[0] if name == "topk" else found

@@ -210,7 +210,7 @@ class Arena:
         return np.where(same, _scatter(args[:, 0], 31), v[0] - v[1])
 
     def _square(self, args: Ids, v: list[Reals]) -> Reals:
-        """Multiply; the square of a difference of elements is not that of the opposite difference, or pairs would lose their order."""
+        """Multiply; the square of a difference of elements is not that of the opposite one, or pairs would lose their order."""
         subtractions = np.array([s[0] == "sub" for s in self.signatures])
         loads = np.array([s[0] == "load" for s in self.signatures])
         odd = (args[:, 0] == args[:, 1]) & subtractions[self.signature[args[:, 0]]]

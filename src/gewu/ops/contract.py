@@ -28,6 +28,7 @@ _DIRECTED: Final = frozenset({"rz", "rm", "rp", "sat"})
 FEW = 8
 """Rows (or columns) up to which a product whose other side does not lie as a matrix is a loop nest."""
 
+
 @dataclass(frozen=True, slots=True)
 class Roles:
     """The axes of a product by role, and the factors of each side."""

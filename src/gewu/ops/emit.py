@@ -23,8 +23,8 @@ from gewu.ops import blocks, contract
 from gewu.ops.bounds import span
 from gewu.ops.forms import Form, ProductStep, Step, Variant, arguments_of, compile_form, ranges, small, starved
 from gewu.ops.ir import WIDTH
-from gewu.ops.nest_parts import Access, Choice
 from gewu.ops.native import Parts, address_of, run_nest
+from gewu.ops.nest_parts import Access, Choice
 from gewu.ops.pool import THREADS, run_ranges, scratch
 from gewu.ops.rewrite import Graph
 from gewu.ops.sizes import Size

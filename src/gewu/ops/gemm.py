@@ -8,6 +8,7 @@ first-level cache (Goto and van de Geijn, ACM Trans. Math. Softw. 34, 12, 2008).
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -306,8 +307,17 @@ def _multiply(module: Module, block: Shape) -> str:
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 
 
-@lru_cache(maxsize=4)
+_making = threading.Lock()
+
+
 def _functions(kind: str, cache: Path | None) -> tuple[Any, Any, llvm.Library]:
+    """Return pack, multiply and what keeps them alive: made once, by the thread that comes first."""
+    with _making:
+        return _made(kind, cache)
+
+
+@lru_cache(maxsize=4)
+def _made(kind: str, cache: Path | None) -> tuple[Any, Any, llvm.Library]:
     library = llvm.jit(text(kind), cache=cache)
     pack = ctypes.CFUNCTYPE(None, *[_POINTER] * 2, *[_INTEGER] * 6)(library.address("pack_rows"))
     multiply = ctypes.CFUNCTYPE(None, *[_POINTER] * 4, *[_INTEGER] * 10)(library.address("multiply"))
@@ -333,7 +343,7 @@ class Operands:
 
 def pack(kind: str, o: Operands, target: int, threads: int, cache: Path | None = None) -> None:
     """Pack A to an address with `packed_bytes` bytes."""
-    call = _functions(kind, cache)[0]
+    call, _, _library = _functions(kind, cache)
     panels = -(-o.rows // shape(kind).rows)
     run_ranges(lambda lo, hi: call(o.a, target, o.si, o.sk, o.rows, o.inner, lo, hi), _cut(panels, threads), threads)
 
@@ -346,7 +356,7 @@ def packed_bytes(kind: str, o: Operands) -> int:
 
 def multiply(kind: str, o: Operands, threads: int, cache: Path | None = None, packed: int = 0) -> None:
     """Compute C = A B with up to `threads` threads; `packed`: where A lies packed already."""
-    run, block = _functions(kind, cache)[1], shape(kind)
+    (_, run, _library), block = _functions(kind, cache), shape(kind)
     panels, strips = -(-o.rows // block.rows), -(-o.columns // block.columns)
     if not packed:
         held = scratch("packed", packed_bytes(kind, o))

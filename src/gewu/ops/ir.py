@@ -4,8 +4,8 @@ A register is a name and a bag of bits; each instruction says how it takes them,
 here.  Widths: `pred` 1 bit, `b16`, `b32`, `b64`.  Types: `pred`, `u8 s8 b8`, `u16 s16 b16 f16 bf16`, `u32 s32 b32 f32 f16x2
 bf16x2`, `u64 s64 b64 f64`.  `b` means bits.  Calls are inlined by the readers; a kernel holds jumps and exits only.
 
-An operand is a register (`str`) or an immediate (`int`: the raw bits, non-negative).  A guard `(p, True)` lets the instruction act
-in those threads where p holds, `(p, False)` where it does not; registers elsewhere keep their value.
+An operand is a register (`str`) or an immediate (`int`: the raw bits, non-negative).  A guard `(p, True)` lets the instruction
+act in those threads where p holds, `(p, False)` where it does not; registers elsewhere keep their value.
 
 | op | type | sources → destinations; modifiers |
 |---|---|---|
@@ -54,7 +54,7 @@ in those threads where p holds, `(p, False)` where it does not; registers elsewh
 
 Space `generic` takes addresses as `cvta` makes them: shared memory lies at SHARED_WINDOW, local at LOCAL_WINDOW, the rest is global.
 Module-level data (`.const`, `.global` arrays) lies at CONST_WINDOW + offset into `Kernel.data`, constant banks of a cubin too.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -75,15 +75,38 @@ WIDTH: Final = {
 }
 """Bits of each type."""
 FLOATS: Final = frozenset({"f16", "bf16", "f32", "f64", "f16x2", "bf16x2"})
-UNARY: Final = frozenset({"neg", "abs", "sqrt", "rsqrt", "rcp", "ex2", "lg2", "sin", "cos", "tanh", "not", "brev", "popc", "clz", "flo"})
+UNARY: Final = frozenset(
+    {"neg", "abs", "sqrt", "rsqrt", "rcp", "ex2", "lg2", "sin", "cos", "tanh", "not", "brev", "popc", "clz", "flo"}
+)
 BINARY: Final = frozenset({"add", "sub", "mul", "mulhi", "mulwide", "div", "rem", "min", "max", "copysign", "and", "or", "xor"})
-OPS: Final = UNARY | BINARY | {
-    *("mov", "select", "pack", "unpack", "fma", "shl", "shr", "bfe", "bfi", "prmt", "dp4a", "sad", "cvt", "setp"),
-    *("special", "param", "ld", "st", "atom", "shfl", "vote", "match", "redux", "activemask", "mma"),
-    *("bar", "nop", "bra", "exit", "trap"),
-}
+OPS: Final = (
+    UNARY
+    | BINARY
+    | {
+        *("mov", "select", "pack", "unpack", "fma", "shl", "shr", "bfe", "bfi", "prmt", "dp4a", "sad", "cvt", "setp"),
+        *("special", "param", "ld", "st", "atom", "shfl", "vote", "match", "redux", "activemask", "mma"),
+        *("bar", "nop", "bra", "exit", "trap"),
+    }
+)
 """Every operation of the table above."""
-PURE: Final = OPS - {"special", "param", "ld", "st", "atom", "shfl", "vote", "match", "redux", "activemask", "mma", "bar", "nop", "bra", "exit", "trap"}
+PURE: Final = OPS - {
+    "special",
+    "param",
+    "ld",
+    "st",
+    "atom",
+    "shfl",
+    "vote",
+    "match",
+    "redux",
+    "activemask",
+    "mma",
+    "bar",
+    "nop",
+    "bra",
+    "exit",
+    "trap",
+}
 """Operations whose result depends on their sources alone."""
 
 Operand = str | int

@@ -1,8 +1,8 @@
 """Ranges of compiled loops on Numba's threads: no interpreter between waking a thread and the first element.
 
-A standing Python thread takes 20 to 30 us to wake, as long as 100,000 additions; Numba's threads take a third of that.  The loops
-are called by address from a small parallel driver, compiled once and kept on disk.  One caller at a time: a second one, in another
-Python thread, is told to go another way.
+A standing Python thread takes 20 to 30 us to wake, as long as 100,000 additions; Numba's threads take a third of that.  The
+loops are called by address from a small parallel driver, compiled once and kept on disk.  One caller at a time: a second one,
+in another Python thread, is told to go another way.
 """
 
 from __future__ import annotations

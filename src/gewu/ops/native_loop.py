@@ -23,7 +23,9 @@ def _caller(kinds: list[Any]) -> Any:
         function = builder.inttoptr(values[0], ir.FunctionType(ir.VoidType(), wanted).as_pointer())
         given = []
         for value, kind, want in zip(values[1:], kinds, wanted, strict=True):
-            given.append(builder.inttoptr(value, want) if kind == "pointer" else builder.trunc(value, want) if want.width < 64 else value)
+            given.append(
+                builder.inttoptr(value, want) if kind == "pointer" else builder.trunc(value, want) if want.width < 64 else value
+            )
         builder.call(function, given)
         return context.get_dummy_value()
 

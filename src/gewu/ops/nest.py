@@ -17,7 +17,7 @@ from typing import Final
 
 from gewu.ops.ir import Unsupported
 from gewu.ops.lower import REDUCE_FLAGS, Lower, Module, Value, literal, llvm_type
-from gewu.ops.nest_parts import Access, Choice, Function, Sizes, accumulator
+from gewu.ops.nest_parts import Access, Choice, Function, Sizes, accumulator, hints
 from gewu.ops.rewrite import Axes, Graph, walk
 from gewu.ops.sizes import ONE, Affine, Size
 from gewu.ops.tensor import Apply, Assign, Constant, Expression, Gather, Index, Load, Reduce, Scalar
@@ -225,23 +225,9 @@ class Nest:
             *inside,
             f"  %next{number} = add nsw i64 %i{number}, {step}",
             f"  store i64 %next{number}, ptr {slot}",
-            f"  br label %head{number}{self._hints() if innermost else ''}",
+            f"  br label %head{number}{hints(self.choice, self.names, self.metadata) if innermost else ''}",
             f"exit{number}:",
         ]
-
-    def _hints(self) -> str:
-        wanted = {"interleave.count": self.choice.interleave, "vectorize.width": self.choice.width}
-        if not any(wanted.values()):
-            return ""
-        first = next(self.names)
-        nodes = [f"!{first}"]
-        for key, value in wanted.items():
-            if value:
-                node = next(self.names)
-                nodes.append(f"!{node}")
-                self.metadata.append(f'!{node} = !{{!"llvm.loop.{key}", i32 {value}}}')
-        self.metadata.append(f"!{first} = distinct !{{{', '.join(nodes)}}}")
-        return f", !llvm.loop !{first}"
 
     def guard(self, conditions: Sequence[Affine], body: Callable[[], None]) -> None:
         """Emit code that runs where all conditions are >= 0."""

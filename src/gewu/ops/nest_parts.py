@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from gewu.ops.ir import WIDTH
@@ -78,3 +79,19 @@ def accumulator(e: Reduce) -> tuple[str, str]:
     width = WIDTH[kind]
     low, high = (-(1 << width - 1), (1 << width - 1) - 1) if kind[0] == "s" else (0, (1 << width) - 1)
     return kind, str(low if e.kind == "max" else high)
+
+
+def hints(choice: Choice, names: Iterator[int], metadata: list[str]) -> str:
+    """Return what the jump back of a loop tells the vectoriser; the nodes it refers to are added to `metadata`."""
+    wanted = {"interleave.count": choice.interleave, "vectorize.width": choice.width}
+    if not any(wanted.values()):
+        return ""
+    first = next(names)
+    nodes = [f"!{first}"]
+    for key, value in wanted.items():
+        if value:
+            node = next(names)
+            nodes.append(f"!{node}")
+            metadata.append(f'!{node} = !{{!"llvm.loop.{key}", i32 {value}}}')
+    metadata.append(f"!{first} = distinct !{{{', '.join(nodes)}}}")
+    return f", !llvm.loop !{first}"

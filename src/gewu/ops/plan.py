@@ -129,6 +129,9 @@ def _rules(name: str, blocks: int, threads: int, free: Mapping[str, int]) -> lis
         offer(Size.named(Ceil(named[p], Size.of(threads))) if threads > 1 else named[p], -(-v // threads))
     for p, v in free.items():
         offer(named[p], v)
+    if threads > 32:  # a warp for each
+        for p, v in free.items():
+            offer(Size.named(Ceil(named[p], Size.of(threads // 32))), -(-v // (threads // 32)))
     for (p, v), (q, w) in itertools.combinations_with_replacement(free.items(), 2):
         offer(named[p] * named[q], v * w)
         if threads > 1:

@@ -305,6 +305,11 @@ def equal(a: Value | float, b: Value | float) -> Value:
     return _compare("eq", a, b)
 
 
+def is_nan(a: Value) -> Value:
+    """Return whether a float is not a number."""
+    return _compare("nan", a, a)
+
+
 def both(*tests: Value) -> Value:
     """Return whether all tests hold."""
     found = tests[0]

@@ -5,12 +5,16 @@
     not lifted or refuted         ->  SPMD
     SPMD cannot                   ->  refused, with the reason
 
-Proofs are kept in memory and in the cache by kernel, block, shared memory and types of the arguments; so are failures, so that a
-kernel that does not lift is not tried for ever.  Arrays that overlap are computed as the kernel does.
+Proofs are kept in memory and in the cache by kernel, block, shared memory and types of the arguments; so are failures, so that
+a kernel that does not lift is not tried for ever.  Arrays that overlap are computed as the kernel does.
+
+Programs with sums are timed once against the SPMD code, on copies of the arguments of a launch, and the faster way is kept with
+the proof: a launch gives the same bits every time, on another machine or with another cache it may differ in the last ones.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -23,7 +27,9 @@ from gewu.ops.cache import key_of
 from gewu.ops.ir import Kernel, Unsupported
 from gewu.ops.kernelfile import kernel_from_json, kernel_to_json
 from gewu.ops.lift import NotLifted, lift
+from gewu.ops.rewrite import walk
 from gewu.ops.serial import lifted_from_json, lifted_to_json
+from gewu.ops.tensor import Reduce
 from gewu.ops.verify import Oracle, Proof, Verifier
 
 Bound = Callable[[Sequence[Any]], None]
@@ -31,6 +37,7 @@ STEP_LIMIT: Final = 20_000_000
 _MOST_FAILURES: Final = 3
 _MOST_PROOFS: Final = 16
 _READINGS: Final = 3
+_WORTH_TIMING, _TOO_LARGE = 1 << 17, 1 << 31  # bytes of all arrays between which the two ways are timed
 
 
 @dataclass(slots=True)
@@ -40,6 +47,7 @@ class Class:
     key: str
     proofs: list[Proof] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+    ways: dict[str, str] = field(default_factory=dict)
 
 
 class Router:
@@ -107,7 +115,8 @@ class Router:
                 raise
             return self._spmd(grid, block, shared, args)
         self.status, self.formula = "lifted", self.proof.lifted.formula
-        return self._program(self.proof, grid, block, shared, args)
+        bound = self._program(self.proof, grid, block, shared, args)
+        return self._faster(bound, self.proof, grid, block, shared, args) if self.options.use == "auto" else bound
 
     def explain(self) -> str:
         """Return in words how the last new launch is computed."""
@@ -252,6 +261,26 @@ class Router:
 
         return run
 
+    def _faster(self, bound: Bound, proof: Proof, grid: Shape, block: Shape, shared: int, args: Sequence[Any]) -> Bound:
+        """Return the faster of a lifted program with sums and the kernel as it is written: measured once, then remembered."""
+        arrays = sum(a.nbytes for a in args if isinstance(a, np.ndarray))
+        sums = any(isinstance(e, Reduce) for assign in proof.lifted.program.assigns for e in walk([assign.value]))
+        if not sums or not _WORTH_TIMING < arrays < _TOO_LARGE:
+            return bound
+        known = self._class(block, shared, args)
+        place = str((tuple(grid), [int(a) for a in args if isinstance(a, np.integer)]))
+        try:
+            other = self._spmd(grid, block, shared, args, quietly=True)
+        except (Unsupported, InputError):
+            return bound
+        if place not in known.ways:
+            known.ways[place] = "spmd" if _seconds(other, args) < 0.9 * _seconds(bound, args) else "lifted"
+            self._keep(known)
+        if known.ways[place] == "spmd":
+            self.reason = "runs as it is written (SPMD), which was faster here than the formula's loops"
+            return other
+        return bound
+
     def _spmd(self, grid: Shape, block: Shape, shared: int, args: Sequence[Any], *, quietly: bool = False) -> Bound:
         try:
             compiled = self.compiled(block, shared, checked=self.options.checked)
@@ -285,6 +314,17 @@ class Router:
         return run
 
 
+def _seconds(bound: Bound, args: Sequence[Any]) -> float:
+    """Return the time of a call on copies of the arguments, the better of two after one that does not count."""
+    copies = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
+    best = np.inf
+    for number in range(3):
+        start = time.perf_counter()
+        bound(copies)
+        best = min(best, time.perf_counter() - start) if number else best
+    return float(best)
+
+
 def _given(args: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]]:
     """Return a function that makes the full arguments of a call: arrays and floats of the call, all else as it was packed."""
     fixed = list(args)
@@ -312,7 +352,7 @@ def _storable(known: Class) -> dict[str, Any]:
         }
         for p in known.proofs
     ]
-    return {"proofs": proofs, "failures": known.failures}
+    return {"proofs": proofs, "failures": known.failures, "ways": known.ways}
 
 
 def _stored(key: str, body: Any) -> Class:
@@ -327,6 +367,7 @@ def _stored(key: str, body: Any) -> Class:
                 return Class(key)
             x, y, z = (int(g) for g in row["grid"])
             proofs.append(Proof(lifted_from_json(row["lifted"]), units, smallest, largest, (x, y, z)))
-        return Class(key, proofs, {str(k): str(v) for k, v in body["failures"].items()})
+        ways = {str(k): "spmd" if v == "spmd" else "lifted" for k, v in body["ways"].items()}
+        return Class(key, proofs, {str(k): str(v) for k, v in body["failures"].items()}, ways)
     except (GewuError, KeyError, TypeError, ValueError, AttributeError):
         return Class(key)

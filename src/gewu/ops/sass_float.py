@@ -15,9 +15,10 @@ _TO_INTEGER: Final = {"TRUNC": "rzi", "FLOOR": "rmi", "CEIL": "rpi"}
 _COMPARE: Final = frozenset({"LT", "EQ", "LE", "GT", "NE", "GE", "NUM", "NAN", "LTU", "EQU", "LEU", "GTU", "NEU", "GEU"})
 
 
-def _mods(line: Line) -> tuple[str, ...]:
-    rounding = next((_ROUNDING[m] for m in line.mods if m in _ROUNDING), "rn")
-    return (rounding, *(m.lower() for m in line.mods if m in ("FTZ", "SAT")))
+def _mods(line: Line, op: str = "") -> tuple[str, ...]:
+    """Return rounding and other modifiers; sums and products that round to nearest go without, as in PTX."""
+    rounding = next((_ROUNDING[m] for m in line.mods if m in _ROUNDING), "" if op in ("add", "mul") else "rn")
+    return (*((rounding,) if rounding else ()), *(m.lower() for m in line.mods if m in ("FTZ", "SAT")))
 
 
 def _single(op: str) -> Handler:
@@ -25,7 +26,7 @@ def _single(op: str) -> Handler:
 
     def handle(e: Emitter, line: Line) -> None:
         dst, *sources = line.operands
-        e.write(dst, e.op(op, "f32", *map(e.float32, sources), mods=_mods(line)))
+        e.write(dst, e.op(op, "f32", *map(e.float32, sources), mods=_mods(line, op)))
 
     return handle
 
@@ -35,7 +36,7 @@ def _double(op: str) -> Handler:
 
     def handle(e: Emitter, line: Line) -> None:
         dst, *sources = line.operands
-        e.write64(dst, e.op(op, "f64", *map(e.float64, sources), mods=_mods(line)))
+        e.write64(dst, e.op(op, "f64", *map(e.float64, sources), mods=_mods(line, op)))
 
     return handle
 
@@ -131,7 +132,7 @@ def _special(e: Emitter, line: Line) -> None:
     source = e.float32(a)
     if line.mods[0] in ("SIN", "COS"):
         # The unit takes its angle in turns: RRO or a multiplication by 1 / (2 pi) stands before it.
-        source = e.op("mul", "f32", source, 0x40C90FDB, mods=("rn",))
+        source = e.op("mul", "f32", source, 0x40C90FDB)
     e.write(dst, e.op(_MUFU[line.mods[0]], "f32", source, mods=("approx", "ftz")))
 
 
@@ -256,13 +257,13 @@ def _half(op: str, count: int) -> Handler:
         if "F32" in line.mods:
             if op != "add":
                 raise Unsupported("form of a half-precision instruction", value=line.full)
-            return e.write(dst, e.op("add", "f32", *(_lower_single(e, operand) for operand in rest[:2]), mods=("rn",)))
+            return e.write(dst, e.op("add", "f32", *(_lower_single(e, operand) for operand in rest[:2])))
         sources = _half_sources(e, rest, count)
         if op == "fma" and sources[0] == 0x80008000 and sources[1] == 0:
             # ptxas loads constants this way; -0 times 0 plus c is c.
             return e.write(dst, sources[2])
         kind = _half_kind(line)
-        mods = ("rn", *(m.lower() for m in line.mods if m in ("RELU", "SAT", "FTZ")))
+        mods = (*(("rn",) if op == "fma" else ()), *(m.lower() for m in line.mods if m in ("RELU", "SAT", "FTZ")))
         e.write(dst, e.op(op, kind, *sources, mods=mods))
 
     return handle

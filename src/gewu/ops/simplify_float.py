@@ -17,6 +17,9 @@ def multiply_add(v: Values, type_: str, src: tuple[Operand, ...], mods: tuple[st
     if mods == ("rn",) and (quotient := _divided(v, *src)) is not None:
         v.divided.add(quotient)
         return v.build("div", "f32", quotient, ("rn",))
+    if mods == ("rn",) and (inverted := _inverted(v, *src)) is not None:
+        v.divided.add((0x3F800000, inverted))
+        return v.build("div", "f32", (0x3F800000, inverted), ("rn",))
     if mods == ("rn",) and (root := _rooted(v, *src)) is not None:
         v.rooted.add((root,))
         return v.build("sqrt", "f32", (root,), ("rn",))
@@ -76,6 +79,15 @@ def _reciprocal(v: Values, r: Operand, b: Operand) -> bool:
         return False
     error = _fma_parts(v, parts[0] if parts[1] == parts[2] else parts[1])
     return bool(error) and error[2] == 0x3F800000 and _residual(v, error, parts[2]) == (0x3F800000, b)
+
+
+def _inverted(v: Values, a: Operand, b: Operand, r: Operand) -> Operand | None:
+    """Recognise the last step of 1 / x: r + r e with e = 1 - x r, r the unit's 1 / x."""
+    start, opposite = v.made_by(r, "rcp", "f32"), v.made_by(b if a == r else a, "sub", "f32")
+    if not start or r not in (a, b) or not opposite or opposite.src[0] != 1 << 31:
+        return None
+    error = _fma_parts(v, opposite.src[1])
+    return start.src[0] if error and error[2] == 0xBF800000 and set(error[:2]) == {r, start.src[0]} else None
 
 
 def _rooted(v: Values, e: Operand, h: Operand, s: Operand) -> Operand | None:

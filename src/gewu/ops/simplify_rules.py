@@ -88,26 +88,39 @@ def _carried(v: Values, upper: Operand, carry: Operand) -> Operand | None:
 
 
 def _multiplied(v: Values, upper: Operand, product: Operand) -> Operand | None:
-    """Find hi(x y) + x h: the upper half of x times the pair (y, h)."""
-    made = v.made_by(product, "mulwide", "u32") or v.made_by(product, "mul", "u64")
-    if not made:
-        return None
+    """Find hi(x y + c) + x h: the upper half of x times the pair (y, h), plus c."""
     terms = v.summands(upper, 3)
-    for place, term in enumerate(terms):
-        cross = v.made_by(term, "mul")
-        if not cross or cross.type not in ("u32", "s32"):
-            continue
-        for a, b in ((made.src[0], made.src[1]), (made.src[1], made.src[0])):
-            word = b if made.op == "mulwide" else v.extended(b)
-            if word is None:
+    whole = v.made_by(product, "add", "u64")
+    parts = whole.src if whole else (product,)
+    for number, part in enumerate(parts):
+        for place, term in enumerate(terms):
+            grown = _with_cross_term(v, part, term)
+            if grown is None:
                 continue
-            for x, h in (cross.src, cross.src[::-1]):
-                if v.linear(x) == (v.linear(a) if made.op == "mulwide" else v.linear_low(a)):
-                    whole = v.build("cvt", "u64", (a,), ("u32",)) if made.op == "mulwide" else a
-                    found = v.high(v.build("mul", "u64", (whole, v.build("pack", "b64", (word, h)))))
-                    for rest in (*terms[:place], *terms[place + 1 :]):
-                        found = v.build("add", "u32", (rest, found))
-                    return found
+            total = v.build("add", "u64", (grown, parts[1 - number])) if whole else grown
+            found = v.high(total)
+            for rest in (*terms[:place], *terms[place + 1 :]):
+                found = v.build("add", "u32", (rest, found))
+            return found
+    return None
+
+
+def _with_cross_term(v: Values, product: Operand, term: Operand) -> Operand | None:
+    """Return the 64-bit product x (y, h) when the first is x y and the second x h."""
+    made = v.made_by(product, "mulwide", "u32") or v.made_by(product, "mul", "u64")
+    cross = v.made_by(term, "mul")
+    if not made or not cross or cross.type not in ("u32", "s32"):
+        return None
+    short = made.op == "mulwide"
+    for a, b in ((made.src[0], made.src[1]), (made.src[1], made.src[0])):
+        word = b if short else v.extended(b)
+        if word is None:
+            continue
+        form = v.linear(a) if short else v.linear_low(a)
+        for x, h in (cross.src, cross.src[::-1]):
+            if v.linear(x) == form:
+                first = v.build("cvt", "u64", (a,), ("u32",)) if short else a
+                return v.build("mul", "u64", (first, v.build("pack", "b64", (word, h))))
     return None
 
 
@@ -222,7 +235,14 @@ def _xor(v: Values, type_: str, src: tuple[Operand, ...], mods: tuple[str, ...])
         return a
     if a == b:
         return 0
-    return v.build("not", type_, (a,)) if b == (1 << WIDTH[type_]) - 1 else None
+    if b == (1 << WIDTH[type_]) - 1:
+        return v.build("not", type_, (a,))
+    for x, y in ((a, b), (b, a)):
+        chosen = v.made_by(x, "and", "b32")
+        both = v.made_by(chosen.src[0], "xor", "b32") if chosen and chosen.src[1] == 1 << 31 else None
+        if both and y in both.src:
+            return v.build("copysign", "f32", (both.src[0] if both.src[1] == y else both.src[1], y))
+    return None
 
 
 def _not(v: Values, type_: str, src: tuple[Operand, ...], mods: tuple[str, ...]) -> Operand | None:
@@ -358,8 +378,19 @@ def _setp(v: Values, type_: str, src: tuple[Operand, ...], mods: tuple[str, ...]
         return int(mods[0] in ("eq", "le", "ge"))
     if b == 0 and mods[0] in ("eq", "ne") and (made := v.made_by(a, "select")) and made.src[:2] in ((1, 0), (MASK32, 0)):
         return made.src[2] if mods[0] == "ne" else v.build("not", "pred", (made.src[2],))
-    if b == 0x727FFFFF and mods == ("gt",) and (made := v.made_by(a, "add")) and made.src[1] == 0xF3000000:
-        return 0 if v.settled("rooted", (made.src[0],)) else None
+    return _careful(v, a, b, mods)
+
+
+def _careful(v: Values, a: Operand, b: Operand, mods: tuple[str, ...]) -> Operand | None:
+    """Settle the range check before a square root or a reciprocal that was recognised."""
+    if mods not in (("gt",), ("le",)):
+        return None
+    if b == 0x727FFFFF and (made := v.made_by(a, "add")) and made.src[1] == 0xF3000000:
+        return int(mods[0] == "le") if v.settled("rooted", (made.src[0],)) else None
+    if b == 0x1FFFFFF and (made := v.made_by(a, "and", "b32")) and made.src[1] == 0x7F800000:
+        shifted = v.made_by(made.src[0], "add")
+        if shifted and shifted.src[1] == 0x1800000 and v.settled("divided", (0x3F800000, shifted.src[0])):
+            return int(mods[0] == "gt")
     return None
 
 

@@ -16,7 +16,23 @@ from typing import Final
 
 from gewu.ops.sizes import Affine, Size
 
-MATH: Final = ("exp", "expm1", "log", "log1p", "erf", "erfc", "tanh", "sinh", "cosh", "sigmoid", "pow", "floor", "ceil", "round", "trunc")
+MATH: Final = (
+    "exp",
+    "expm1",
+    "log",
+    "log1p",
+    "erf",
+    "erfc",
+    "tanh",
+    "sinh",
+    "cosh",
+    "sigmoid",
+    "pow",
+    "floor",
+    "ceil",
+    "round",
+    "trunc",
+)
 """Functions that an `Apply` may name besides the pure operations of `ir`: what compilers spell out, recognised and put back."""
 REDUCTIONS: Final = ("add", "mul", "max", "min")
 

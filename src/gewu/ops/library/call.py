@@ -36,8 +36,8 @@ KINDS: Final = {
 """NumPy's types and those of `ir`."""
 FLOATS: Final = ("float32", "float64", "bfloat16", "float16")
 INTEGERS: Final = ("int32", "int64")
-GRAIN: Final = 1 << 15
-"""Elements of work below which a second thread does not pay."""
+GRAIN: Final = 400_000
+"""Elements moved, about a tenth of a nanosecond each, below which a second thread does not pay."""
 
 _float_types = frozenset(np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name in FLOATS)
 _integer_types = frozenset(np.dtype(name) for name in INTEGERS)
@@ -143,7 +143,7 @@ class Loop:
         return self._compiled
 
     def __call__(self, count: int, work: int, *args: Any, pieces: int | None = None) -> None:
-        """Run all items; `work` is the number of elements in all of them, `pieces` how many ranges to make of them."""
+        """Run all items; `work` is about how many elements could be moved meanwhile, `pieces` how many ranges to make of them."""
         function = self.compiled()
         ranges = min(count, 4 * THREADS if work > GRAIN else 1) if pieces is None else min(count, pieces)
         if ranges <= 1 or THREADS == 1:

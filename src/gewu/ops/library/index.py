@@ -12,6 +12,7 @@ import numpy as np
 
 from gewu.core.errors import InputError
 from gewu.ops.library.call import (
+    GRAIN,
     Array,
     exact_loop,
     fits,
@@ -140,7 +141,7 @@ def scatter_add(x: Any, places: Any, y: Array) -> Array:
     y = result("scatter_add", y, y.shape, x.dtype)
     inside("scatter_add", places, len(y))
     wide = widened(y)
-    parts = THREADS if x.size > 1 << 14 and x.shape[1] >= 4 else 1
+    parts = THREADS if 4 * x.size > GRAIN and x.shape[1] >= 4 else 1
     _scatter(parts, x.size, widened(x), places, wide, parts, pieces=parts)
     return narrowed(wide, y)
 
@@ -177,7 +178,7 @@ def histogram(x: Any, bins: int, out: Array | None = None) -> Array:
         inside("histogram", x, bins)
         x = x.astype(np.int32)
     out = result("histogram", out, (bins,), np.int32)
-    parts = 1 if x.size <= 1 << 15 else 2 * THREADS
+    parts = 1 if 2 * x.size < GRAIN else 2 * THREADS
     counts = np.zeros((parts, 4, bins + 1), np.int32)  # the last one counts what is outside
     _count(parts, x.size, x.ravel(), counts, pieces=parts)
     if counts[:, :, bins].any():
@@ -247,7 +248,7 @@ def topk(x: Any, k: int, out: tuple[Array, Array] | None = None) -> tuple[Array,
     values = result("topk", out[0] if out else None, shape, x.dtype)
     places = result("topk", out[1] if out else None, shape, np.int32)
     wide, found = widened(x).reshape(-1, x.shape[-1]), working(values)
-    _topk(len(wide), wide.size, wide, found.reshape(-1, k), places.reshape(-1, k))
+    _topk(len(wide), 8 * wide.size, wide, found.reshape(-1, k), places.reshape(-1, k))
     return narrowed(found, values), places
 
 
@@ -270,7 +271,7 @@ def sort(x: Any, out: Array | None = None) -> Array:
         target[lo:hi] = rows[lo:hi]
         target[lo:hi].sort(axis=1)
 
-    if x.size > 1 << 14 and len(rows) > 1:
+    if 5 * x.size > GRAIN and len(rows) > 1:
         step = -(-len(rows) // (4 * THREADS))
         run_ranges(part, [(lo, min(lo + step, len(rows))) for lo in range(0, len(rows), step)], THREADS)
     else:
@@ -338,7 +339,7 @@ def spmv(start: Any, column: Any, value: Any, x: Any, out: Array | None = None) 
     fits("spmv", "x not empty, of the type of value", len(x) > 0 and x.dtype == value.dtype, x, value)
     out = result("spmv", out, (len(start) - 1,), x.dtype)
     y, worst = working(out), np.zeros(1, np.int64)
-    _spmv(len(out), len(value), start, column.astype(np.int32, copy=False), widened(value), widened(x), y, worst)
+    _spmv(len(out), 6 * len(value), start, column.astype(np.int32, copy=False), widened(value), widened(x), y, worst)
     if worst[0]:
         inside("spmv", column, len(x))
     return narrowed(y, out)

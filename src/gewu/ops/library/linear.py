@@ -140,7 +140,7 @@ def _weights(operator: str, x: Any, w: Any, scale: Any, dtype: Any, each: int) -
 def _weighted(x: Array, w: Array, scale: Array, out: Array) -> Array:
     wide, y = widened(x), working(out)
     run = _bytes if w.dtype == np.int8 else _nibbles
-    run(len(w), x.size * len(w), wide, w, widened(scale).astype(wide.dtype, copy=False), y)
+    run(len(w), x.size * len(w) // 4, wide, w, widened(scale).astype(wide.dtype, copy=False), y)
     return narrowed(y, out)
 
 

@@ -9,9 +9,26 @@ from typing import Any
 import numpy as np
 
 from gewu.core.errors import InputError
-from gewu.ops.library.call import Array, Builder, floats, launch, result, symbols
+from gewu.ops.library.call import GRAIN, Array, Builder, floats, launch, result, symbols
+from gewu.ops.pool import THREADS, run_ranges
 from gewu.ops.python import Array as Symbol
-from gewu.ops.python import Axis, Value, assign, axes, exp, index, largest, log, program, sizes, smallest, sqrt, total, where
+from gewu.ops.python import (
+    Axis,
+    Value,
+    assign,
+    axes,
+    exp,
+    index,
+    is_nan,
+    largest,
+    log,
+    program,
+    sizes,
+    smallest,
+    sqrt,
+    total,
+    where,
+)
 from gewu.ops.tensor import Program
 
 Row = Callable[[Axis], Value]
@@ -26,8 +43,10 @@ def _max(x: Row, k: Axis) -> Value:
 
 
 def _argmax(x: Row, k: Axis) -> Value:
-    most = largest(x(k), over=k)
-    return smallest(where(x(k) >= most, index(k), index(0 * k + k.size - 1)), over=k)
+    most, end = largest(x(k), over=k), index(0 * k + k.size)
+    unordered = smallest(where(is_nan(x(k)), index(k), end), over=k)
+    place = smallest(where(x(k) >= most, index(k), index(0 * k + k.size - 1)), over=k)
+    return where(unordered < end, unordered, place)
 
 
 def _norm(x: Row, k: Axis) -> Value:
@@ -124,6 +143,23 @@ def _reduction(
 
 sum, sum_gradient, summing = _reduction("sum", _sum, _sum_slope, "the sum")
 max, max_gradient, maximising = _reduction("max", _max, _max_slope, "the largest element")
-argmax, _, placing = _reduction("argmax", _argmax, None, "the place (int32) of the first largest element", np.int32)
+_place, _, placing = _reduction("argmax", _argmax, None, "the place (int32) of the first largest element", np.int32)
 norm, norm_gradient, norming = _reduction("norm", _norm, _norm_slope, "the Euclidean length")
 logsumexp, logsumexp_gradient, logging = _reduction("logsumexp", _logsumexp, _logsumexp_slope, "the logarithm of the sum of e^x")
+
+
+def argmax(x: Any, axis: int | None = -1, out: Array | None = None) -> Array:
+    """Return the place (int32) of the first largest element along an axis (None: of all elements); a NaN is the largest."""
+    x = floats("argmax", "x", x)
+    shape, extents, inner = rows("argmax", x, axis)
+    if inner or x.dtype.itemsize == 2 or not extents["n"]:
+        return _place(x, axis, out)
+    out = result("argmax", out, shape, np.int32)
+    lines_, places = x.reshape(extents["m"], extents["n"]), out.reshape(extents["m"])
+
+    def part(lo: int, hi: int) -> None:
+        places[lo:hi] = np.argmax(lines_[lo:hi], axis=1)  # NumPy's is one pass, a formula needs two
+
+    step = extents["m"] if x.size < GRAIN else -(-extents["m"] // (2 * THREADS))
+    run_ranges(part, [(lo, min(lo + step, extents["m"])) for lo in range(0, extents["m"], step or 1)], THREADS)
+    return out

@@ -69,13 +69,13 @@ def scan(x: Any, out: Array | None = None) -> Array:
     if not x.size:
         return out
     rows, y = widened(x).reshape(-1, x.shape[-1]), working(out)
-    parts = 1 if len(rows) >= THREADS or rows.size < 1 << 16 else 4 * THREADS
+    parts = 1 if len(rows) >= THREADS or rows.size < 1 << 18 else 4 * THREADS
     offsets = np.zeros((len(rows), parts), rows.dtype)
     if parts > 1:
         sums = np.empty_like(offsets)
         _part_sums(sums.size, x.size, rows, sums)
         np.cumsum(sums[:, :-1], axis=1, out=offsets[:, 1:])
-    _scan(offsets.size, x.size, rows, y.reshape(rows.shape), offsets)
+    _scan(offsets.size, 2 * x.size, rows, y.reshape(rows.shape), offsets)
     return narrowed(y, out)
 
 
@@ -177,7 +177,7 @@ def fft_stage(x: Any, l: int, out: Array | None = None) -> Array:
         raise InputError("the stage does not fit", key="fft_stage", value=(x.shape, l), allowed="x (batch, n, 2), 2 l dividing n")
     out = result("fft_stage", out, x.shape, x.dtype)
     source, y = widened(x), working(out)
-    _fft_stage(x.size // (4 * l), x.size, source, _roots(l, source.dtype), y)
+    _fft_stage(x.size // (4 * l), 4 * x.size, source, _roots(l, source.dtype), y)
     return narrowed(y, out)
 
 
@@ -229,7 +229,7 @@ def tridiagonal(lower: Any, diagonal: Any, upper: Any, right: Any, out: Array | 
     x = working(out)
     shape = (len(x), x.size // len(x))
     wide = [widened(a).reshape(shape) for a in sides]
-    _tridiagonal(-(-shape[1] // CHUNK), 8 * x.size, *wide, x.reshape(shape))
+    _tridiagonal(-(-shape[1] // CHUNK), 16 * x.size, *wide, x.reshape(shape))
     return narrowed(x, out)
 
 
