@@ -2,10 +2,11 @@
 
 Every engine is a process of its own with two threads (OMP, BLAS, Numba; PyTorch by set_num_threads) and the same data; all take
 turns within the same seconds. `migrate/source/CLASS` starts from PTX, `migrate/binary/CLASS` from a cubin of sm_90 in a folder
-without source or PTX, `library/CLASS` is our own operator. The kernel is the class's optimised one; `styles` tells of all.
-At each of three sizes the time is the median over the repeats; `ratio` is the smallest of peer / ours over the sizes, `ours` and
-`theirs` the times there. The peer is the fastest that computes the class right, by name in `best`. `error` is the largest error
-against NumPy in float64, at the two smaller sizes and the tiny one. 0 in `ratio`: refused, failed or wrong (`status` says which).
+without source or PTX, `library/CLASS` is our own operator. The kernel is the class's optimised one; `styles` tells how each
+reader fares with it. At each of three sizes the time is the median over the repeats; `ratio` is the smallest of peer / ours
+over the sizes, `ours` and `theirs` the times there. The peer is the fastest that computes the class right, by name in `best`.
+`error` is the largest error against NumPy in float64, at the two smaller sizes and the tiny one. 0 in `ratio`: refused, failed
+or wrong (`status` says which).
 """
 
 from __future__ import annotations
@@ -138,8 +139,8 @@ def measure(cls: str, kinds: list[str], processes: Mapping[str, Process], repeat
 
 
 def _checked(cls: str, process: Process) -> dict[str, dict[str, Any]]:
-    """Return status and error of every style at the tiny size for one reader."""
-    return {case.style: process.ask(do="check", kernel=case.kernel) for case in CASES if case.cls == cls}
+    """Return status and error of the quoted style at the tiny size for one reader; the tests try all styles."""
+    return {case.style: process.ask(do="check", kernel=case.kernel) for case in CASES if case == quoted(cls)}
 
 
 def _record(cls: str, kind: str, sizes: Mapping[str, Any], checks: Mapping[str, Any], repeats: int) -> dict[str, Any]:

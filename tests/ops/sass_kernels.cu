@@ -194,5 +194,13 @@ __global__ void counting(float* x) {
 
 __global__ void host_constant(float* x) { x[threadIdx.x] = filled_by_the_host[threadIdx.x & 3]; }
 
+__global__ void quotient(const float* a, const float* b, float* c) { c[threadIdx.x] = a[threadIdx.x] / b[threadIdx.x]; }
+
+__global__ void reciprocal(const float* a, const float* b, float* c) { c[threadIdx.x] = 1 / b[threadIdx.x]; }
+
+__global__ void root(const float* a, const float* b, float* c) { c[threadIdx.x] = sqrtf(b[threadIdx.x]); }
+
+__global__ void signs(const float* a, const float* b, float* c) { c[threadIdx.x] = copysignf(a[threadIdx.x], b[threadIdx.x]); }
+
 __global__ void division(const float* a, const float* b, float* c) { c[threadIdx.x] = a[threadIdx.x] / b[threadIdx.x]; }
 }

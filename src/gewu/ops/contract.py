@@ -171,10 +171,15 @@ class Prepared:
             self._blas(addresses)
 
     def _large(self) -> bool:
-        """Tell whether our own kernel is faster than a call of BLAS: enough work in each product, and no thin side."""
+        """Tell whether our own kernel is faster than a call of BLAS: enough work in each product, and no thin side.
+
+        A stack of small products is ours too: a BLAS with threads of its own wakes them for each of them.
+        """
         rows, columns = self.shapes[2][-2:]
         each = rows * columns * self.shapes[0][-1]
-        return each >= 1 << 20 and min(rows, columns) >= 24 and self.dtype.itemsize in self.strides[2][-2:]
+        stack = int(np.prod(self.shapes[2][:-2]))
+        enough = each >= 1 << 20 and min(rows, columns) >= 24
+        return (enough or (stack > 1 and each >= 1 << 12)) and self.dtype.itemsize in self.strides[2][-2:]
 
     def shared(self, count: int) -> bool:
         """Tell whether the left side is an argument and the same one in every block of the program."""

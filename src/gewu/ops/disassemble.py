@@ -36,18 +36,20 @@ def find_nvdisasm() -> Path | None:
     return None
 
 
-def disassemble(data: bytes, file: str = "", timeout_s: float = 120.0) -> str:
+def disassemble(data: bytes, file: str = "", timeout_s: float | None = None) -> str:
     """Return the text of the code in a cubin.
 
     Args:
         data: the object file.
         file: name for messages.
-        timeout_s: seconds after which the disassembler is stopped.
+        timeout_s: seconds after which the disassembler is stopped: damaged files make it run for ever; None: 4, and one more
+            for each 20000 bytes, many times what sound files take.
 
     Raises:
         ResourceError: no disassembler; the message says what to install.
         InputError: it refuses the file or takes too long.
     """
+    timeout_s = 4 + len(data) / 20_000 if timeout_s is None else timeout_s
     program = find_nvdisasm()
     if program is None:
         raise ResourceError(

@@ -462,6 +462,10 @@ class Machine(Access, Collective):
 
     def _symbolic(self, i: Instruction, operands: Sequence[tuple[NDArray[Any], Ids | None]], count: int) -> Ids | None:
         assert self.nodes is not None
+        if i.op == "select" and (operands[2][1] is None or (operands[2][1] == NONE).all()):  # decided: one of the two
+            one, two = (np.full(count, NONE) if marks is None else marks for _, marks in operands[:2])
+            chosen = np.where(operands[2][0].astype(np.bool_), one, two)
+            return chosen if (chosen != NONE).any() else None
         some = np.zeros(count, np.bool_)
         for _, marks in operands:
             if marks is not None:

@@ -17,6 +17,8 @@ from gewu.ops.sizes import Affine, Ceil, Size
 from gewu.ops.template import NotLifted
 
 Values = tuple[int, ...]
+MOST_FACTORS = 300
+MOST_NAMES = 6
 _DIVISORS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -79,6 +81,7 @@ class Sizes:
         yield from (Size.named(Ceil(v + Size.of(c), Size.of(d))) for d in (2, 3, 4) for c in range(-6, 7) for v in plain)
 
     def _products(self) -> Iterator[Size]:
+        self._factors = self._factors[:MOST_FACTORS]
         yield from (u * v for u, v in itertools.combinations_with_replacement(self._factors, 2))
         yield from (u * v * w for u, v, w in itertools.combinations_with_replacement(self._plain, 3))
         for c in (2, 3, 4, 8, 16, 32, 64):
@@ -86,6 +89,8 @@ class Sizes:
         yield from (Size.named(Ceil(u * v, Size.of(d))) for d in _DIVISORS for u, v in itertools.combinations(self._plain, 2))
 
     def _sums(self) -> Iterator[Size]:
+        if len(self._plain) > MOST_NAMES:
+            return
         pairs = [u * v for u, v in itertools.combinations_with_replacement(self._plain, 2)]
         products = [*self._plain, *pairs]
         for a, b in itertools.product((1, -1, 2, -2), repeat=2):
