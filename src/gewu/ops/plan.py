@@ -114,9 +114,6 @@ def _grids(grid: tuple[int, ...], block: tuple[int, ...], free: Mapping[str, int
 
 def _rules(name: str, blocks: int, threads: int, free: Mapping[str, int]) -> list[Size]:
     named = {p: Size.named(p) for p in free}
-    tiled = list(free.items())
-    if name == "gx" and len(tiled) > 1:  # rows come before columns in an argument list, and tiles along x are columns
-        tiled[:2] = tiled[1::-1]
     found: list[Size] = []
 
     def offer(rule: Size, value: int) -> None:
@@ -125,8 +122,11 @@ def _rules(name: str, blocks: int, threads: int, free: Mapping[str, int]) -> lis
 
     if blocks == 1:
         found.append(Size.of(1))
-    for p, v in tiled:
+    for p, v in free.items():
         offer(Size.named(Ceil(named[p], Size.of(threads))) if threads > 1 else named[p], -(-v // threads))
+    start = 1 if blocks == 1 else 0
+    if name == "gx" and threads > 1:  # rows come before columns in an argument list, and tiles along x are columns
+        found[start : start + 2] = found[start : start + 2][::-1]
     for p, v in free.items():
         offer(named[p], v)
     if threads > 32:  # a warp for each
@@ -137,7 +137,7 @@ def _rules(name: str, blocks: int, threads: int, free: Mapping[str, int]) -> lis
         if threads > 1:
             offer(Size.named(Ceil(named[p] * named[q], Size.of(threads))), -(-v * w // threads))
     for tile in (threads * 2, threads * 4, threads * 8) if threads > 1 else ():
-        for p, v in tiled:
+        for p, v in free.items():
             offer(Size.named(Ceil(named[p], Size.of(tile))), -(-v // tile))
     for (p, v), (q, w), (r, u) in itertools.permutations(free.items(), 3):
         offer(Size.named(Ceil(named[p] * (named[q] + named[r]), Size.of(threads))), -(-v * (w + u) // threads))

@@ -8,8 +8,9 @@
 Proofs are kept in memory and in the cache by kernel, block, shared memory and types of the arguments; so are failures, so that
 a kernel that does not lift is not tried for ever.  Arrays that overlap are computed as the kernel does.
 
-Programs with sums are timed once against the SPMD code, on copies of the arguments of a launch, and the faster way is kept with
-the proof: a launch gives the same bits every time, on another machine or with another cache it may differ in the last ones.
+At the sizes of a launch the program is compared once more with the SPMD code; programs with sums are also timed against it, on
+copies of the arguments of a launch, and the faster way is kept with the proof: a launch gives the same bits every time, on
+another machine or with another cache it may differ in the last ones.
 """
 
 from __future__ import annotations
@@ -262,10 +263,10 @@ class Router:
         return run
 
     def _faster(self, bound: Bound, proof: Proof, grid: Shape, block: Shape, shared: int, args: Sequence[Any]) -> Bound:
-        """Return the faster of a lifted program with sums and the kernel as it is written: measured once, then remembered."""
+        """Compare a lifted program with the SPMD code at the real sizes, and return the faster: once, then remembered."""
         arrays = sum(a.nbytes for a in args if isinstance(a, np.ndarray))
         sums = any(isinstance(e, Reduce) for assign in proof.lifted.program.assigns for e in walk([assign.value]))
-        if not sums or not _WORTH_TIMING < arrays < _TOO_LARGE:
+        if not _WORTH_TIMING < arrays < _TOO_LARGE:
             return bound
         known = self._class(block, shared, args)
         place = str((tuple(grid), [int(a) for a in args if isinstance(a, np.integer)]))
@@ -274,12 +275,14 @@ class Router:
         except (Unsupported, InputError):
             return bound
         if place not in known.ways:
-            known.ways[place] = "spmd" if _seconds(other, args) < 0.9 * _seconds(bound, args) else "lifted"
+            known.ways[place] = _contest(bound, other, args, sums)
             self._keep(known)
-        if known.ways[place] == "spmd":
+        if known.ways[place] == "refuted":
+            self.status, self.formula, self.proof = "spmd", "", None
+            self.reason = "lifted, but refuted: the formula and the kernel differ at these sizes"
+        elif known.ways[place] == "spmd":
             self.reason = "runs as it is written (SPMD), which was faster here than the formula's loops"
-            return other
-        return bound
+        return bound if known.ways[place] == "lifted" else other
 
     def _spmd(self, grid: Shape, block: Shape, shared: int, args: Sequence[Any], *, quietly: bool = False) -> Bound:
         try:
@@ -312,6 +315,36 @@ class Router:
                     raise InputError("the kernel writes to this array, which is read-only", key=f"{self.name}, argument {i}")
 
         return run
+
+
+def _contest(bound: Bound, other: Bound, args: Sequence[Any], sums: bool) -> str:
+    """Return "refuted" when two ways to compute a launch differ, else the faster: "lifted" unless "spmd" is, by a tenth."""
+    mine, theirs = ([a.copy() if isinstance(a, np.ndarray) else a for a in args] for _ in range(2))
+    try:
+        bound(mine)
+    except GewuError:
+        return "refuted"
+    other(theirs)
+    if not all(_alike(a, b) for a, b in zip(mine, theirs, strict=True) if isinstance(a, np.ndarray)):
+        return "refuted"
+    return "spmd" if sums and _seconds(other, args) < 0.9 * _seconds(bound, args) else "lifted"
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Tell whether two arrays are equal but for rounding: floats to 1e-3 of the largest, halves to 1e-2.
+
+    Integers to one unit: they may be rounded floats, or the bits of one.  `verify` has been stricter at smaller sizes.
+    """
+    if a.dtype.kind != "f":
+        wide = a.astype(np.int64) - b.astype(np.int64) if a.dtype.kind in "iub" else a.view(np.uint8) != b.view(np.uint8)
+        return bool((np.abs(wide) <= 1).all()) if a.dtype.kind in "iub" else not wide.any()
+    with np.errstate(all="ignore"):
+        finite = np.isfinite(b)
+        if (finite != np.isfinite(a)).any():
+            return False
+        scale = float(np.abs(b[finite], dtype=np.float64).max()) if finite.any() else 0.0
+        tolerance = (1e-2 if a.dtype.itemsize == 2 else 1e-3) * scale
+        return bool((np.abs(a[finite].astype(np.float64) - b[finite]) <= tolerance).all())
 
 
 def _seconds(bound: Bound, args: Sequence[Any]) -> float:
@@ -367,7 +400,7 @@ def _stored(key: str, body: Any) -> Class:
                 return Class(key)
             x, y, z = (int(g) for g in row["grid"])
             proofs.append(Proof(lifted_from_json(row["lifted"]), units, smallest, largest, (x, y, z)))
-        ways = {str(k): "spmd" if v == "spmd" else "lifted" for k, v in body["ways"].items()}
+        ways = {str(k): v for k, v in body["ways"].items() if v in ("lifted", "spmd", "refuted")}
         return Class(key, proofs, {str(k): str(v) for k, v in body["failures"].items()}, ways)
     except (GewuError, KeyError, TypeError, ValueError, AttributeError):
         return Class(key)

@@ -17,6 +17,7 @@ from gewu.ops.sizes import Affine, Ceil, Size
 from gewu.ops.template import NotLifted
 
 Values = tuple[int, ...]
+_MULTIPLES = (2, 3, 4, 8, 9, 5, 6, 7, 16, 25, 27, 32, 49, 64, 10, 12, 36, 81, 128, 256, 512, 1024)  # taps of a window too
 MOST_FACTORS = 300
 MOST_NAMES = 6
 _DIVISORS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -62,7 +63,7 @@ class Sizes:
         yield from plain
         for c, v in itertools.product((-1, 1, -2, 2, -3, 3, -4, 4), plain):
             yield v + Size.of(c)
-        for c, v in itertools.product((2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024), plain):
+        for c, v in itertools.product(_MULTIPLES, plain):
             yield v * Size.of(c)
         pairs = list(itertools.combinations(plain, 2))
         yield from (u * v for u, v in pairs)
@@ -84,7 +85,7 @@ class Sizes:
         self._factors = self._factors[:MOST_FACTORS]
         yield from (u * v for u, v in itertools.combinations_with_replacement(self._factors, 2))
         yield from (u * v * w for u, v, w in itertools.combinations_with_replacement(self._plain, 3))
-        for c in (2, 3, 4, 8, 16, 32, 64):
+        for c in _MULTIPLES[:16]:
             yield from (u * v * Size.of(c) for u, v in itertools.combinations_with_replacement(self._plain, 2))
         yield from (Size.named(Ceil(u * v, Size.of(d))) for d in _DIVISORS for u, v in itertools.combinations(self._plain, 2))
 
