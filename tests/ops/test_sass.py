@@ -21,9 +21,9 @@ from gewu.ops.clean import clean
 from gewu.ops.cubin import read_container, read_cubin
 from gewu.ops.disassemble import find_nvdisasm
 from gewu.ops.interp import run
+from gewu.ops.logic import spellings
 from gewu.ops.ptx import read_ptx
 from gewu.ops.sass import read_sass
-from gewu.ops.sass_logic import spellings
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 needs_nvdisasm = pytest.mark.skipif(find_nvdisasm() is None, reason="nvdisasm is not installed")

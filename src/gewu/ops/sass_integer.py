@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Final
 
 from gewu.ops.ir import Operand, Unsupported
+from gewu.ops.logic import lop3
 from gewu.ops.sass_emit import PREDICATE, Emitter
-from gewu.ops.sass_logic import lookup, lookup_predicates
 from gewu.ops.sass_syntax import Line, integer, read_address
 
 Handler = Callable[[Emitter, Line], None]
@@ -199,12 +199,23 @@ def _shift(e: Emitter, line: Line) -> None:
     e.write(line.operands[0], e.op(line.opcode[-3:].lower(), kind, a, count))
 
 
+def _lookup(e: Emitter, table: int, type_: str, ones: int, *sources: Operand) -> Operand:
+    """Apply a table of three bits to words or predicates."""
+
+    def emit(op: str, *args: Operand) -> Operand:
+        if op == "not" and isinstance(args[0], int):
+            return ones & ~args[0]
+        return e.op(op, type_, *args)
+
+    return lop3(table, *sources, emit, ones)
+
+
 def _logic(e: Emitter, line: Line) -> None:
     """LOP3: any function of three words by its table; the predicate tells whether the result is not zero."""
     operands = list(line.operands)
     written = operands.pop(0) if PREDICATE.match(operands[0]) else "PT"
     dst, a, b, c, table, *extra = operands
-    value = lookup(e, integer(table) & 255, tuple(map(e.int32, (a, b, c))))
+    value = _lookup(e, integer(table) & 255, "b32", 0xFFFFFFFF, e.int32(a), e.int32(b), e.int32(c))
     if written not in ("PT", "UPT"):
         some: Operand = int(value != 0) if isinstance(value, int) else e.op("setp", "u32", value, 0, mods=("ne",), bits=1)
         if extra:
@@ -217,9 +228,9 @@ def _logic(e: Emitter, line: Line) -> None:
 def _logic_predicates(e: Emitter, line: Line) -> None:
     """PLOP3: two functions of three predicates by their tables."""
     first, second, a, b, c, table, *other = line.operands
-    sources = tuple(map(e.predicate, (a, b, c)))
+    sources = [e.predicate(name) for name in (a, b, c)]
     tables = (integer(table) & 255, integer(other[0]) & 255 if other else 0)
-    values = [e.op("mov", "pred", lookup_predicates(e, number, sources)) for number in tables]
+    values = [e.op("mov", "pred", _lookup(e, number, "pred", 1, *sources)) for number in tables]
     for name, value in zip((first, second), values, strict=True):
         e.write_predicate(name, value)
 
