@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def test_a_wrong_lift_is_never_used(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = [program for _, program in mutants(good.program)]
     assert len(wrong) >= 6
     for program in wrong:
-        monkeypatch.setattr(route, "lift", lambda *_, skip=0, program=program, **__: replace(good, program=program))
+        monkeypatch.setattr(route, "readings", lambda *_, program=program, **__: repeat(replace(good, program=program)))
         x, y = vectors()
         operator = load(SAXPY, cache=False)["saxpy"]
         operator[4, 256](x, y, 2.0, N)
@@ -283,7 +284,7 @@ def test_a_fault_of_the_analysis_leaves_the_other_way(monkeypatch: pytest.Monkey
     def broken(*_: Any, **__: Any) -> None:
         raise IndexError("list index out of range")
 
-    monkeypatch.setattr("gewu.ops.route.lift", broken)
+    monkeypatch.setattr("gewu.ops.route.readings", broken)
     x, y = vectors()
     operator = load(SAXPY, cache=False)["saxpy"]
     operator[4, 256](x, y, 2.0, N)

@@ -57,7 +57,7 @@ def test_other_sizes_need_no_new_lift(monkeypatch: pytest.MonkeyPatch) -> None:
     operator = load(SAXPY, cache=False)["saxpy"]
     x, y = vectors(5000)
     operator[20, 256](x, y, 0.5, 5000)
-    monkeypatch.setattr("gewu.ops.route.lift", None)
+    monkeypatch.setattr("gewu.ops.route.readings", None)
     for n in (300, 4999):
         x, y = vectors(n)
         wanted = np.float32(0.5) * x + y
@@ -254,7 +254,7 @@ def test_shared_parts_of_a_program_are_stored_once() -> None:
 def test_a_warm_start_neither_lifts_nor_verifies(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = vectors()
     load(SAXPY)["saxpy"][4, 256](x, y, 2.0, N)
-    for name in ("gewu.ops.route.lift", "gewu.ops.route.Verifier", "gewu.ops.launch._listing"):
+    for name in ("gewu.ops.route.readings", "gewu.ops.route.Verifier", "gewu.ops.launch._listing"):
         monkeypatch.setattr(name, None)
     x, y = vectors()
     wanted = np.float32(2.0) * x + y
@@ -281,7 +281,7 @@ def test_the_second_call_is_looked_up() -> None:
 def test_failures_to_lift_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     values, counts = np.zeros(N, np.int32), np.zeros(16, np.int32)
     load(HISTOGRAM)["histogram"][4, 256](values, counts, N)
-    monkeypatch.setattr("gewu.ops.route.lift", None)
+    monkeypatch.setattr("gewu.ops.route.readings", None)
     again = load(HISTOGRAM)["histogram"]
     again[4, 256](values, counts, N)
     assert again.status == "spmd" and counts[0] == 2 * N

@@ -38,7 +38,7 @@ _INFINITY = 1.3247179572447460
 FAR = 1e18
 
 
-def _mix(*words: Any) -> float:
+def mix(*words: Any) -> float:
     """Return a reproducible number in (0.6, 1.4) for a few words."""
     state = np.uint64(1469598103934665603)
     with np.errstate(over="ignore"):
@@ -200,8 +200,8 @@ class Arena:
                 return known
         if op in ("max", "min") and type_ != "pred":
             return np.logaddexp(v[0], v[1]) if op == "max" else -np.logaddexp(-v[0], -v[1])
-        phase = sum(_mix(op, type_, mods, k, sample) * x for k, x in enumerate(v))
-        return 1.0 + 0.4 * np.sin(3.0 * phase + _mix(op, type_, mods, sample))
+        phase = sum(mix(op, type_, mods, k, sample) * x for k, x in enumerate(v))
+        return 1.0 + 0.4 * np.sin(3.0 * phase + mix(op, type_, mods, sample))
 
     def _difference(self, args: Ids, v: list[Reals]) -> Reals:
         """Subtract; an element minus itself is a term like the others, not nothing: it may be the i = j of a sum over pairs."""
@@ -225,7 +225,7 @@ class Arena:
         terms = np.zeros(len(self.signature), np.uint64)  # the set, as a few bits for each member
         for start, stop in self._ranges:
             op, type_, mods = self.signatures[self.signature[start]]
-            args, word = self.args[start:stop], np.uint64(int(_mix(op, type_, mods) * 2**52))
+            args, word = self.args[start:stop], np.uint64(int(mix(op, type_, mods) * 2**52))
             columns = [args[:, k] for k in range(4) if args[0, k] >= 0]
             if op == "const":
                 number = self.constant(np.arange(start, stop))

@@ -359,10 +359,3 @@ def compile_program(
         Unsupported: an operation that has no code.
     """
     return Executable(program, threads, cache, choice)
-
-
-def program_text(program: Program) -> str:
-    """Return a program as a C function in LLVM text that needs neither Python nor BLAS: see `standalone`."""
-    from gewu.ops.standalone import standalone
-
-    return standalone(program).text

@@ -381,7 +381,6 @@ class Machine(Access, Collective):
 
     # instructions
     def _step(self, i: Instruction, lanes: Lanes, full: bool) -> None:
-        condition: Ids | None = None
         if i.guard is not None:
             holds, marks = self._guard(i.guard, lanes)
             if marks is not None:
@@ -393,27 +392,27 @@ class Machine(Access, Collective):
                 return
             if not keep.all():
                 lanes, full = lanes[keep], False
-        self._act(i, lanes, full, condition)
+        self._act(i, lanes, full)
 
     def _uncertain(self, i: Instruction, lanes: Lanes, holds: NDArray[np.bool_], marks: Ids) -> None:
         """Do an instruction whose guard is a symbol: the new value where it holds, else the old one."""
         assert self.nodes is not None
         some = marks != NONE
         lanes, holds, marks = lanes[some], holds[some], marks[some]
-        if i.op in ("st",):
+        if i.op == "st":
             self._act(i, lanes, False, marks)
             return
         if i.op not in PURE and i.op not in ("ld", "special", "param"):
             raise DataDependent(f"`{i.op}` under a condition that depends on data", key=f"{self.kernel.name} at {i.where}")
         before = {d: (self.read(d, lanes, False, 1)[0].copy(), self._marks_of(d, lanes)) for d in i.dst}
-        self._act(i, lanes, False, None)
+        self._act(i, lanes, False)
         for name, (bits, old) in before.items():
             now, new = self.registers[name][lanes], self._marks_of(name, lanes)
             width = self.kernel.widths[name]
             one, two = self._as_nodes(new, now, width), self._as_nodes(old, bits, width)
             self._put(name, lanes, np.where(holds, now, bits), self.nodes.add("select", width, (), [one, two, marks]))
 
-    def _act(self, i: Instruction, lanes: Lanes, full: bool, condition: Ids | None) -> None:
+    def _act(self, i: Instruction, lanes: Lanes, full: bool, condition: Ids | None = None) -> None:
         try:
             if i.op in PURE:
                 self._pure(i, lanes, full)

@@ -15,7 +15,7 @@ read at other places than they are written; formulas whose indices are not sums 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,10 +37,11 @@ from gewu.ops.template import Lanes, NotLifted, Unifier
 from gewu.ops.tensor import Assign, Program
 from gewu.ops.trace import DataDependent, SymbolicBuffer, Trace
 
-__all__ = ["Lifted", "NotLifted", "lift"]
+__all__ = ["Lifted", "NotLifted", "lift", "readings"]
 
 MOST_GROUPS = 16
 STEPS = 20_000
+BUDGET_S = 3.0
 Shape = tuple[int, int, int]
 
 
@@ -93,39 +94,47 @@ class Lifted:
 
 
 def lift(
-    kernel: Kernel, grid: Shape, block: Shape, args: Sequence[Any], *, shared: int = 0, budget_s: float = 3.0, skip: int = 0
+    kernel: Kernel, grid: Shape, block: Shape, args: Sequence[Any], *, shared: int = 0, budget_s: float = BUDGET_S
 ) -> Lifted:
-    """Find the program that a kernel computes.
+    """Find the program that a kernel computes: the first of `readings`.
+
+    Raises:
+        NotLifted: says why not.
+    """
+    return next(readings(kernel, grid, block, args, shared=shared, budget_s=budget_s))
+
+
+def readings(
+    kernel: Kernel, grid: Shape, block: Shape, args: Sequence[Any], *, shared: int = 0, budget_s: float = BUDGET_S
+) -> Iterator[Lifted]:
+    """Yield programs that a kernel may compute, likeliest first: ask for another one when one is refuted.
 
     Args:
         kernel: in the common language.
         grid, block: of a real launch.
         args: of that launch: arrays, and NumPy scalars of the size of their parameters.
         shared: bytes of dynamic shared memory.
-        budget_s: give up after so many seconds of processor time.
-        skip: leave out so many of the readings that work, because they were refuted.
+        budget_s: give up after so many seconds of processor time spent here.
 
     Raises:
-        NotLifted: says why not.
+        NotLifted: there is none (any more); says why not.
     """
-    begin = time.thread_time()
-    reason: Exception | None = None
+    left, reason = budget_s, None
+    types = {i: a.dtype.name for i, a in enumerate(args) if isinstance(a, np.ndarray)}
     for plan in plans(grid, block, args):
-        if time.thread_time() - begin > budget_s:
-            break
+        begin = time.thread_time()
         try:
-            program = _program(kernel, plan, block, args, shared, begin + budget_s)
+            program = _program(kernel, plan, block, args, shared, begin + left)
         except DataDependent as error:
             raise NotLifted(error.message, key=error.key, value=error.value) from error
-        except (NotLifted, InputError) as error:
-            reason = reason or error
-            continue
-        if skip:
-            skip -= 1
-            continue
-        types = {i: a.dtype.name for i, a in enumerate(args) if isinstance(a, np.ndarray)}
-        return Lifted(program, plan.pinned, plan.grid, block, types)
-    raise reason if isinstance(reason, NotLifted) else NotLifted(str(reason or "no reading of the launch fits"))
+        except InputError as error:
+            reason, program = reason or error, None
+        left -= time.thread_time() - begin
+        if program is not None:
+            yield Lifted(program, plan.pinned, plan.grid, block, types)
+        if left <= 0:
+            break
+    raise reason if isinstance(reason, NotLifted) else NotLifted(str(reason or "no other reading of the launch fits"))
 
 
 def _program(kernel: Kernel, plan: Plan, block: Shape, args: Sequence[Any], shared: int, deadline: float) -> Program:

@@ -80,7 +80,6 @@ class _Reader:
         self.local = 0
         self._copied: int | None = None
         self._leave: list[str] = []
-        self._shared_of: dict[str, Variable] = {}
 
     def kernel(self) -> Kernel:
         """Return the kernel."""

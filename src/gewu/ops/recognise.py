@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from gewu.ops.algebra import Arena, _mix
+from gewu.ops.algebra import Arena, mix
 from gewu.ops.ir import FLOATS
 from gewu.ops.scalar import apply
 
@@ -132,11 +132,11 @@ def _forms(arena: Arena) -> NDArray[np.float64]:
             if op == "const":
                 values[sample, start:stop] = np.sin(arena.data[start:stop].astype(np.float64) * (1.37 + sample)) + 2.0
                 continue
-            phase: Any = _mix(op, type_, mods, sample)
+            phase: Any = mix(op, type_, mods, sample)
             for k in range(4):
                 column = arena.args[start:stop, k]
                 if column[0] >= 0:
-                    phase = phase + _mix(op, k, sample) * values[sample][column]
+                    phase = phase + mix(op, k, sample) * values[sample][column]
             values[sample, start:stop] = 1.0 + 0.4 * np.sin(2.0 * phase)
     return values
 

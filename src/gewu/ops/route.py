@@ -27,7 +27,7 @@ from gewu.ops.arguments import Shape
 from gewu.ops.cache import key_of
 from gewu.ops.ir import Kernel, Unsupported
 from gewu.ops.kernelfile import kernel_from_json, kernel_to_json
-from gewu.ops.lift import NotLifted, lift
+from gewu.ops.lift import NotLifted, readings
 from gewu.ops.rewrite import walk
 from gewu.ops.serial import lifted_from_json, lifted_to_json
 from gewu.ops.tensor import Reduce
@@ -204,11 +204,12 @@ class Router:
         return proof
 
     def _new(self, grid: Shape, block: Shape, shared: int, args: Sequence[Any]) -> Proof:
-        refuted = ""
-        for skip in range(_READINGS):
+        refuted, found = "", None
+        for _ in range(_READINGS):
             try:
                 with np.errstate(all="ignore"):
-                    lifted = lift(self.kernel, grid, block, args, shared=shared, skip=skip)
+                    found = found or readings(self.kernel, grid, block, args, shared=shared)
+                    lifted = next(found)
             except NotLifted as error:
                 raise NotLifted(f"lifted, but refuted: {refuted}" if refuted else error.message, value=error.value) from error
             except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ from itertools import permutations
 from gewu.ops.ir import FLOATS, WIDTH, Instruction, Operand
 from gewu.ops.ssa import Graph
 
-MASK32, MASK64 = 0xFFFFFFFF, (1 << 64) - 1
+MASK32 = 0xFFFFFFFF
 COMMUTE = frozenset({"add", "mul", "and", "or", "xor", "mulhi", "mulwide", "min", "max"})
 MINUS_ZERO = {"f32": 1 << 31, "f64": 1 << 63}
 _FOLDED = frozenset(

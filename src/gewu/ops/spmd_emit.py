@@ -206,10 +206,6 @@ class Builder:
         """Return a mask as an integer, lane 0 lowest."""
         return self.emit(f"bitcast {self.vector('i1')} {mask} to i{self.lanes}")
 
-    def mask_of(self, value: Val) -> str:
-        """Return a predicate as a vector."""
-        return self.vec(value)
-
     def mask_and(self, mask: str, value: Val, holds: bool) -> str:
         """Return the lanes of a mask where a predicate holds (or does not)."""
         t = self.vector("i1")

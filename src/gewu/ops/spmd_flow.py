@@ -81,12 +81,6 @@ class Flow:
             earlier = self.ipdom[earlier]
         return earlier == later
 
-    def dominates(self, earlier: int, later: int) -> bool:
-        """Tell whether every way to `later` passes `earlier`."""
-        while later > earlier:
-            later = self.idom[later]
-        return later == earlier
-
 
 def arrange(kernel: ir.Kernel) -> Flow:
     """Order the blocks of a kernel; its registers keep their names.

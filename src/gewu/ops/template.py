@@ -27,10 +27,6 @@ MOST_ITEMS = 1_500_000
 _NUMPY: Final = {"f32": np.float32, "f64": np.float64, "f16": np.float16}
 
 
-class Mixed(NotLifted):
-    """Outputs of different formulas: they may be described one group at a time."""
-
-
 @dataclass(eq=False, slots=True)
 class Term:
     """One node of the common formula.
@@ -92,8 +88,7 @@ class Unifier:
             as_type: how constants are to be read.
 
         Raises:
-            Mixed: the lanes have no common formula.
-            NotLifted: they have one that cannot be told.
+            NotLifted: the lanes have no common formula, or one that cannot be told.
         """
         arena = self.arena
         nodes = np.where(nodes >= 0, arena.canonical[nodes], ABSENT)
@@ -131,7 +126,7 @@ class Unifier:
         if op == "scalar":
             numbers = np.unique(arena.data[nodes[there]])
             if len(numbers) > 1:
-                raise Mixed("outputs use different scalar arguments")
+                raise NotLifted("outputs use different scalar arguments")
             return Term("scalar", type_, number=int(numbers[0]))
         columns = [k for k in range(4) if arena.args[nodes[there][0], k] >= 0]
         children = tuple(
@@ -149,10 +144,10 @@ class Unifier:
         left = np.unique(arena.signature[rest[rest >= 0]])
         if not zero.any() or len(left) != 1:
             names = sorted({s[0] for s in signatures})
-            raise Mixed("outputs are of different formulas: " + ", ".join(names[:6]))
+            raise NotLifted("outputs are of different formulas: " + ", ".join(names[:6]))
         term = self._unify(rest, shape, as_type)
         if term.kind != "load":
-            raise Mixed("outputs are zero in some places and a formula in others")
+            raise NotLifted("outputs are zero in some places and a formula in others")
         values = np.where(zero.reshape(shape.extents), ZERO, term.values)
         return Term("load", term.type, number=term.number, values=values, context=shape.axes)
 
@@ -167,7 +162,7 @@ class Unifier:
         """Return a term for numbers that differ from lane to lane: an index, or an index made a float."""
         whole = np.round(numbers).astype(np.int64)
         if (whole != numbers).any():
-            raise Mixed("outputs hold constants that follow no index")
+            raise NotLifted("outputs hold constants that follow no index")
         if as_type in FLOATS:
             return Term(
                 "apply",
