@@ -1,14 +1,15 @@
 """Operators that move: kernels written for one kind of processor, or only delivered as its machine code, run on any other.
 
 What it solves: given CUDA source, PTX or a bare cubin, launch its kernels on NumPy arrays or inside JAX, and make objects for
-other processors.  The way: every reader ends in one language for a single thread (`ir`).  A kernel is then *lifted*: traced with
-symbols for floats at small sizes, tiles, shared memory and shuffles dissolve, and what is left is a formula over whole arrays,
+other processors.  The way: every reader ends in one language for a single thread (`ir`).  A kernel is then *lifted*: traced
+with symbols for floats at small sizes, tiles, shared memory and shuffles dissolve, and what is left is a formula over whole
+arrays,
 
     c[N i + j] = sum over k < K: a[K i + k] b[N k + j],
 
-from which new loops are made for the processor at hand.  Nobody believes a formula before it has been compared with the kernel at
-fresh sizes (`verify`).  A kernel that has no formula runs as it is written, 32 threads as vectors (SPMD); one that cannot is
-refused with the reason.
+from which new loops are made for the processor at hand.  Nobody believes a formula before it has been compared with the kernel
+at fresh sizes (`verify`) and at those of the launch (`route`).  A kernel that has no formula runs as it is written, 32 threads
+as vectors (SPMD); one that cannot is refused with the reason.
 
     >>> import numpy as np
     >>> module = gewu.ops.load("examples/operators.cu")  # doctest: +SKIP
@@ -20,9 +21,10 @@ Order to read in:
     ir                        the common language of one thread;  sizes, tensor: that of whole arrays
     launch, arguments         a call from Python;  route: which way it takes;  cache, serial, kernelfile: what is kept
     ptx*, cubin, sass*, cuda  readers;  clean, ssa, simplify*: what has no effect goes;  interp, scalar, memory: what it all means
-    trace, algebra, template, affine, symbolise, plan, lift   from traces to a formula;  recognise: what compilers spelt out
+    plan, trace, recognise, algebra, template, digits, affine, symbolise, rename, lift   from traces to a formula
     extent, draws, verify     belief;  reference: a formula by dense NumPy;  formula: as text
-    rewrite, stage, nest, contract, lower, vmath, emit        from a formula to loops;  llvm: machine code for many processors
+    rewrite, stage, nest, contract, lower, vmath, emit        from a formula to loops;  llvm, compiler: machine code
+    pool, native              the threads that run it;  tune: which tiles
     shape, spmd*              the kernel as it is written, in vectors
     standalone, aot           objects with a C header;  ffi, jaxform: JAX
     engine, survey, guess, figures   `gewu run kernel.cu`
