@@ -24,6 +24,24 @@ mov.u32 %r3, %tid.x;
 mad.lo.s32 %r4, %r1, %r2, %r3;
 """
 
+WEIGHTED = _kernel(
+    "weighted",
+    "u64 u64",
+    _REGISTERS,
+    f"""
+ld.param.u64 %rd1, [p0];
+ld.param.u64 %rd2, [p1];{_INDEX}
+mul.wide.s32 %rd3, %r4, 4;
+add.s64 %rd1, %rd1, %rd3;
+add.s64 %rd2, %rd2, %rd3;
+ld.global.f32 %f1, [%rd1];
+ld.const.f32 %f2, [weights+8];
+mul.f32 %f1, %f1, %f2;
+st.global.f32 [%rd2], %f1;
+ret;""",
+).replace(b".visible", b".const .align 4 .b8 weights[16];\n.visible", 1)
+"""y = x * weights[2]; only the host sets the weights."""
+
 SAXPY = _kernel("saxpy", "u64 u64 f32 u32", _REGISTERS, f"""
 ld.param.u64 %rd1, [p0];
 ld.param.u64 %rd2, [p1];

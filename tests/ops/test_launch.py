@@ -18,7 +18,7 @@ from gewu.ops.ir import Parameter, Unsupported
 from gewu.ops.launch import kind_of, plain_name
 from gewu.ops.serial import lifted_from_json, lifted_to_json, program_from_json, program_to_json
 from tests.ops.programs import RIGHT
-from tests.ops.ptxtext import BUMP, HALT, HISTOGRAM, SAXPY, TWICE, module
+from tests.ops.ptxtext import BUMP, HALT, HISTOGRAM, SAXPY, TWICE, WEIGHTED, module
 
 N = 1000
 
@@ -294,6 +294,20 @@ def test_a_kernel_that_cannot_be_read_is_refused_and_the_others_go_on() -> None:
         found["halt"]
     x, y = vectors()
     found["saxpy"][4, 256](x, y, 2.0, N)
+
+
+def test_variables_that_only_the_host_sets_are_given() -> None:
+    x, y = vectors(256)
+    assert "`constants`" in load(WEIGHTED).refused["weighted"] and load(WEIGHTED).listing.unset == {"weights": ("b8", 16)}
+    for weight in (3.0, 5.0):
+        weights = np.array([0, 0, weight, 0], np.float32)
+        operator = load(WEIGHTED, constants={"weights": weights})["weighted"]
+        operator[2, 128](x, y)
+        np.testing.assert_array_equal(y, np.float32(weight) * x)
+    with pytest.raises(InputError, match="another size"):
+        load(WEIGHTED, constants={"weights": weights[:2]})
+    with pytest.raises(InputError, match="allowed: weights"):
+        load(WEIGHTED, constants={"wieghts": weights})
 
 
 def test_checked_mode_and_options_do_not_lift() -> None:

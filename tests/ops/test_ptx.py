@@ -118,6 +118,9 @@ WORDS: Mapping[str, Callable[[int, int, int], int]] = {
     "lop3.b32 d, a, b, c, 0x96;": lambda a, b, c: a ^ b ^ c,
     "lop3.b32 d, a, b, c, 0xE8;": lambda a, b, c: a & b | a & c | b & c,
     "lop3.b32 d, a, -1, c, 0xCA;": lambda a, b, c: a & MASK | ~a & c,
+    "bmsk.clamp.b32 d, 3, a;": lambda a, b, c: ((1 << min(a, 32)) - 1 << 3) & MASK,
+    "bmsk.clamp.b32 d, b, 5;": lambda a, b, c: 31 << b & MASK if b < 32 else 0,
+    "bmsk.wrap.b32 d, b, 5;": lambda a, b, c: 31 << (b & 31) & MASK,
     "bfe.u32 d, a, b, c;": lambda a, b, c: bfe(a, b, c, False),
     "bfe.s32 d, a, 3, 5;": lambda a, b, c: bfe(a, 3, 5, True),
     "bfi.b32 d, a, b, c, 9;": lambda a, b, c: bfi(a, b, c, 9),
@@ -258,11 +261,20 @@ def test_calls(body: str, meaning: Callable[[int, int, int], int]) -> None:
     assert got == [meaning(*(x & MASK for x in row)) & MASK for row in given]
 
 
+def test_a_failed_assertion_traps_and_printing_gives_zero() -> None:
+    given, got = compute("{ .param .b32 r; mov.b32 d, 9; call.uni (r), vprintf, (A, B); ld.param.b32 e, [r]; add.u32 d, d, e; }")
+    assert got == [9] * len(given)
+    assertion = "setp.ne.u32 p, d, 0; @p call __assertfail, (A, B, c, C, D);"
+    assert compute(assertion)[1] == [0] * len(given)
+    with pytest.raises(InputError, match="trap"):
+        compute("mov.b32 d, 1; " + assertion)
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
         ("call again;", "recursive"),
-        ("call vprintf, (a);", "vprintf"),
+        ("call malloc, (a);", "malloc"),
         ("call (d), A, (a), proto;", "a call"),
         ("call odd, (v);", "parameter"),
         ("call (d), twice;", "number of parameters"),
@@ -293,7 +305,7 @@ def test_calls(body: str, meaning: Callable[[int, int, int], int]) -> None:
         ("@d mov.u32 d, 1;", "no predicate"),
         ("st.global.u32 [counter], a;", "writes a module variable"),
         ("mov.u64 A, counter; add.u64 A, A, B; red.global.add.u32 [A], 1;", "writes a module variable"),
-        ("ld.global.u32 d, [unset];", "only the host"),
+        ("ld.global.u32 d, [unset];", "only the host sets"),
         ("ld.shared.u32 d, [counter];", "another space"),
         ("ld.global.u64 D, [methods];", "initial values"),
         ("ld.global.u8 d, [bytes];", "initial values"),

@@ -54,7 +54,8 @@ def kernels(folder: Path, kind: str) -> dict[str, ir.Kernel]:
     listing = read_cubin(path.read_bytes(), str(path)) if kind.isdigit() else read_ptx(path.read_text(), str(path))
     assert set(listing.refused) == {"host_variable", "host_constant", "counting"}
     assert "writes a module variable" in listing.refused.pop("counting")
-    assert all("only the host can set" in reason for reason in listing.refused.values())
+    assert all("only the host sets" in reason for reason in listing.refused.values())
+    assert any("filled_by_the_host" in name and size == 16 for name, (_, size) in listing.unset.items())
     return listing.kernels
 
 

@@ -152,6 +152,17 @@ def test_checked_code_names_the_thread_that_leaves_an_array() -> None:
     compiled.launch((3, 1, 1), [x, y])
 
 
+@pytest.mark.parametrize("access", ["ld.b32 rv = ro 0 | shared", "st.b32 ro 0 ri | shared"])
+def test_checked_code_names_the_thread_that_leaves_shared_memory(access: str) -> None:
+    text = INDEX + f"  shl.b32 ro = rt 2\n  {access}\n  exit\n"
+    kernel = assemble("tile", [], text)
+    kernel.shared = 4 * 40
+    compile_spmd(kernel, (40, 1, 1), checked=True).launch((2, 1, 1), [])
+    compile_spmd(kernel, (48, 1, 1), checked=True, shared=32).launch((2, 1, 1), [])
+    with pytest.raises(InputError, match=r"block \(0, 0, 0\), thread \(40, 0, 0\).*byte 160 of the 160 of shared memory"):
+        compile_spmd(kernel, (48, 1, 1), checked=True).launch((1, 1, 1), [])
+
+
 def test_endless_loops_stop_and_traps_tell() -> None:
     endless = assemble("endless", [8], "a:\n  param.b64 dx = 0\n  -> b\nb:\n  ld.b32 rv = dx 0 | global\n  -> b\n")
     with pytest.raises(InputError, match="endless"):

@@ -10,15 +10,15 @@ Constant banks and global variables are laid out one behind the other in `Kernel
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from gewu.core.errors import InputError
 from gewu.ops.disassemble import disassemble
-from gewu.ops.elf import NO_BITS, Elf, Section, Symbol, read_elf, relocations
-from gewu.ops.ir import CONST_WINDOW, Listing, Parameter
+from gewu.ops.elf import Elf, Section, Symbol, read_elf, relocations
+from gewu.ops.ir import CONST_WINDOW, Listing, Parameter, check_names
 from gewu.ops.sass import read_sass
 from gewu.ops.sass_emit import PARAMETER_BASE
 from gewu.ops.sass_syntax import Facts
@@ -36,19 +36,23 @@ Disassembler = Callable[[bytes, str], str]
 
 @dataclass(frozen=True)
 class Cubin:
-    """What the container tells: number of the architecture and facts of each kernel."""
+    """What the container tells: number of the architecture, facts of each kernel, variables that only the host sets."""
 
     architecture: int
     facts: dict[str, Facts]
+    unset: dict[str, tuple[str, int]] = field(default_factory=dict)
 
 
-def read_cubin(data: bytes, file: str = "", disassembler: Disassembler = disassemble) -> Listing:
+def read_cubin(
+    data: bytes, file: str = "", disassembler: Disassembler = disassemble, constants: Mapping[str, bytes] | None = None
+) -> Listing:
     """Read every kernel of a cubin, a fatbin or a host object that carries one.
 
     Args:
         data: the file.
         file: name for messages.
         disassembler: turns a cubin into text.
+        constants: the bytes of variables that are left for the host to fill.
 
     Returns:
         Kernels and refused ones; of several architectures the newest that gewu reads.
@@ -62,7 +66,8 @@ def read_cubin(data: bytes, file: str = "", disassembler: Disassembler = disasse
     """
     listing = Listing()
     for cubin in _chosen(data, file):
-        container = read_container(cubin, file)
+        container = read_container(cubin, file, constants)
+        listing.unset.update(container.unset)
         if not container.facts:
             continue
         found = read_sass(disassembler(cubin, file), container.facts, container.architecture, file)
@@ -134,7 +139,7 @@ def _fatbin_entries(data: bytes, file: str) -> list[tuple[bytes, int, bool]]:
     return found
 
 
-def read_container(data: bytes, file: str = "") -> Cubin:
+def read_container(data: bytes, file: str = "", constants: Mapping[str, bytes] | None = None) -> Cubin:
     """Read everything but the code of a cubin.
 
     Raises:
@@ -152,13 +157,13 @@ def read_container(data: bytes, file: str = "") -> Cubin:
             value=f"sm_{architecture}",
             allowed=allowed,
         )
-    layout = _Layout(elf, file)
+    layout = _Layout(elf, file, constants or {})
     stacks = _stacks(elf)
     facts = {}
     for number, symbol in enumerate(elf.symbols):
         if symbol.kind == 2 and symbol.other & _ENTRY and elf.named(f".text.{symbol.name}"):
             facts[symbol.name] = _facts(elf, symbol, architecture, layout, stacks.get(number, 0), file)
-    return Cubin(architecture, facts)
+    return Cubin(architecture, facts, {name: ("b8", size) for name, size in layout.open.items()})
 
 
 def _facts(elf: Elf, symbol: Symbol, architecture: int, layout: _Layout, stack: int, file: str) -> Facts:
@@ -226,8 +231,9 @@ def _stacks(elf: Elf) -> dict[int, int]:
 class _Layout:
     """Where banks and variables lie in `Kernel.data`."""
 
-    def __init__(self, elf: Elf, file: str) -> None:
+    def __init__(self, elf: Elf, file: str, constants: Mapping[str, bytes]) -> None:
         self.elf, self.file = elf, file
+        self.open: dict[str, int] = {}
         self.data = bytearray()
         self.banks: dict[int, tuple[int, int]] = {}
         self.places: dict[int, int] = {}
@@ -236,8 +242,9 @@ class _Layout:
                 self.places[number] = self._append(section)
                 if section.name.startswith(".nv.constant"):
                     self.banks[int(section.name[-1])] = (self.places[number], section.size)
+        self._fill(constants)
         self.unset: dict[int, tuple[tuple[int, int, str], ...]] = {3: tuple(self._empty_constants())}
-        self._names = {name for _, _, name in self.unset[3]}
+        self._names = set(self.open)
         addresses: list[tuple[int, int, str]] = []
         for section in elf.sections:
             if section.kind in (4, 9) and section.info < len(elf.sections) and section.info in self.places:
@@ -257,17 +264,33 @@ class _Layout:
         return start
 
     def _empty_constants(self) -> Iterator[tuple[int, int, str]]:
-        """Give constant variables of zeros only: such are left for the host to fill."""
+        """Give constant variables that are left for the host to fill."""
         for symbol in self.elf.symbols:
             section = self.elf.sections[symbol.section] if symbol.section < len(self.elf.sections) else None
             if symbol.kind != _OBJECT or section is None or section.name != ".nv.constant3":
                 continue
-            if not any(section.data[symbol.value : symbol.value + symbol.size]):
+            if symbol.name in self.open:
                 yield symbol.value, symbol.value + symbol.size, symbol.name
 
+    def _fill(self, constants: Mapping[str, bytes]) -> None:
+        """Put given values into variables of zeros only, which are left for the host to fill; note the others."""
+        for symbol in self.elf.symbols:
+            section = self.elf.sections[symbol.section] if symbol.section in self.places else None
+            if symbol.kind != _OBJECT or section is None or symbol.value + symbol.size > section.size:
+                continue
+            start = self.places[symbol.section] + symbol.value
+            if section.name in (".nv.constant3", ".nv.global") and not any(self.data[start : start + symbol.size]):
+                self.open[symbol.name] = symbol.size
+                given = constants.get(symbol.name, b"")
+                if given and len(given) != symbol.size:
+                    allowed = f"{symbol.size} bytes"
+                    raise InputError("a module variable of another size", key=symbol.name, value=len(given), allowed=allowed)
+                self.data[start : start + len(given)] = given
+        check_names(constants, self.open, self.file)
+        self.open = {name: size for name, size in self.open.items() if name not in constants}
+
     def _is_unset(self, symbol: Symbol) -> bool:
-        section = self.elf.sections[symbol.section]
-        return section.kind == NO_BITS or symbol.name in self._names
+        return symbol.name in self._names
 
     def _relocate(self, section: Section) -> list[tuple[int, int, str]]:
         """Put addresses in their places; return those of variables that only the host sets."""

@@ -17,11 +17,11 @@ from typing import Any, Final
 import numpy as np
 
 from gewu.ops.arguments import Shape
-from gewu.ops.ir import FLOATS, WIDTH, Instruction, Kernel
+from gewu.ops.ir import FLOATS, SHARED_WINDOW, WIDTH, Instruction, Kernel
 
 _CARRY: Final = frozenset({"mov", "pack", "unpack", "add", "sub", "select"})
 _MOST_ELEMENTS: Final = 1 << 22
-_SHARED: Final = 49152  # more than a kernel wants does no harm
+_SHARED: Final = 49152
 _DTYPES: Final = {
     **{"f32": "float32", "f64": "float64", "f16": "float16", "f16x2": "float16", "bf16": "uint16", "bf16x2": "uint16"},
     **{"u8": "uint8", "s8": "int8", "b8": "uint8", "u16": "uint16", "s16": "int16", "b16": "float16"},
@@ -97,8 +97,20 @@ def launches(kernel: Kernel, size: int, rng: np.random.Generator) -> Iterator[La
             args.append(np.dtype(f"i{parameter.size}").type(sizes[whole.index(number)]))
         else:
             args.append(np.void(bytes(parameter.size)))
+    shared = _SHARED if _wants_more(kernel) else 0
     for grid, block in _shapes(kernel, sizes, size):
-        yield Launchable(grid, block, _SHARED, args)
+        yield Launchable(grid, block, shared, args)
+
+
+def _wants_more(kernel: Kernel) -> bool:
+    """Tell whether a kernel may use dynamic shared memory: it has no other, or makes the address where that begins.
+
+    More than it wants would hide that a block is too large for its arrays.
+    """
+    if kernel.shared:
+        code = (i for block in kernel.blocks for i in block.code)
+        return any(s in (kernel.shared, SHARED_WINDOW + kernel.shared) for i in code for s in i.src)
+    return any(i.op in ("ld", "st", "atom") and i.mods[0] in ("shared", "generic") for b in kernel.blocks for i in b.code)
 
 
 def _shapes(kernel: Kernel, sizes: list[int], size: int) -> Iterator[tuple[Shape, Shape]]:
@@ -109,10 +121,11 @@ def _shapes(kernel: Kernel, sizes: list[int], size: int) -> Iterator[tuple[Shape
     if kernel.required:
         x, y, z = (*kernel.required, 1, 1)[:3]
         yield (-(-wide // x), -(-wide // y) if y > 1 else 1, 1), (x, y, z)
-    if "tid.y" in used and most >= 256:
+    if "tid.y" in used:
         across = sizes[1] if len(sizes) > 1 else wide
-        yield (-(-across // 16), -(-down // 16), 1), (16, 16, 1)
-        yield (-(-across // 32), -(-down // 32), 1), (32, 8, 1)
+        for x, y in ((16, 16), (32, 8), (32, 32), (8, 8)):
+            if x * y <= most:
+                yield (-(-across // x), -(-down // y), 1), (x, y, 1)
         return
     threads = min(256, most)
     layers = down if "ctaid.y" in used else 1

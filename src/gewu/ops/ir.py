@@ -58,6 +58,7 @@ Module-level data (`.const`, `.global` arrays) lies at CONST_WINDOW + offset int
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -182,10 +183,26 @@ class Unsupported(InputError):
 
 @dataclass(slots=True)
 class Listing:
-    """What a reader found: kernels by name, and for each one it refuses the reason."""
+    """What a reader found: kernels by name, for each one it refuses the reason, and module variables that only the host sets.
+
+    `unset`: type and bytes by name of those whose values were not given.
+    """
 
     kernels: dict[str, Kernel] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    unset: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+
+def check_names(given: Mapping[str, bytes], unset: Mapping[str, object], file: str) -> None:
+    """Refuse values for variables that only the host sets when there are none of these names.
+
+    Raises:
+        InputError: names one.
+    """
+    for name in given:
+        if name not in unset:
+            allowed = ", ".join(unset) or "none: every variable has an initial value"
+            raise InputError("no variable that the host sets", file=file or None, key="constants", value=name, allowed=allowed)
 
 
 def check(kernel: Kernel) -> None:

@@ -9,7 +9,7 @@ What was decided is kept for launches with the same grid, block, shapes and inte
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -49,6 +49,7 @@ def load(
     checked: bool = False,
     threads: int = 0,
     cache: bool = True,
+    constants: Mapping[str, Any] | None = None,
 ) -> Module:
     """Read the kernels of a file.
 
@@ -60,6 +61,7 @@ def load(
         checked: run every kernel as it is written, with each access to memory checked.
         threads: of each launch; 0 takes all usable cores.
         cache: keep what was found out in `cache_folder()`.
+        constants: arrays for module variables that only the host sets (`__constant__`), by their names in the file.
 
     Raises:
         InputError: the file cannot be read, or holds no kernel that can.
@@ -72,7 +74,8 @@ def load(
     path = None if isinstance(source, bytes) else Path(source)
     data = source if isinstance(source, bytes) else read_capped(source, _LIMIT)
     found = kind or kind_of(data, path)
-    return Module(data, path, found, arch, Options(use, checked, threads, Cache(cache_folder() if cache else None)))
+    values = {name: np.ascontiguousarray(value).tobytes() for name, value in (constants or {}).items()}
+    return Module(data, path, found, arch, values, Options(use, checked, threads, Cache(cache_folder() if cache else None)))
 
 
 def kind_of(data: bytes, path: Path | None = None) -> str:
@@ -106,8 +109,11 @@ class Options:
 class Module:
     """The kernels of a file, by name."""
 
-    def __init__(self, data: bytes, path: Path | None, kind: str, arch: str, options: Options) -> None:
+    def __init__(
+        self, data: bytes, path: Path | None, kind: str, arch: str, constants: Mapping[str, bytes], options: Options
+    ) -> None:
         self._data, self._path, self._kind, self._arch, self._options = data, path, kind, arch, options
+        self._constants = dict(constants)
         self._read: Listing | None = None
         self._operators: dict[str, Operator] = {}
         self._key = self._identity()
@@ -129,7 +135,7 @@ class Module:
     def listing(self) -> Listing:
         """The kernels in the common language; read when first needed."""
         if self._read is None:
-            self._read = _listing(self._data, self._path, self._kind, self._arch)
+            self._read = _listing(self._data, self._path, self._kind, self._arch, self._constants)
         return self._read
 
     def __iter__(self) -> Iterator[str]:
@@ -173,14 +179,15 @@ class Module:
 
     def _identity(self) -> str:
         """Return a key of all that the kernels depend on, or "" when that cannot be told."""
+        given = [part for name, value in sorted(self._constants.items()) for part in (name, value)]
         if self._kind != "cu":
-            return key_of("module", self._kind, self._data)
+            return key_of("module", self._kind, self._data, *given)
         parts = _included(self._data, self._path.parent if self._path else None)
         if parts is None:
             return ""
         from gewu.ops.cuda import toolchain
 
-        return key_of("module", self._kind, self._arch, toolchain(), *parts)
+        return key_of("module", self._kind, self._arch, toolchain(), *parts, *given)
 
 
 @dataclass(slots=True)
@@ -332,7 +339,7 @@ def plain_name(name: str) -> str:
     return found or name
 
 
-def _listing(data: bytes, path: Path | None, kind: str, arch: str) -> Listing:
+def _listing(data: bytes, path: Path | None, kind: str, arch: str, constants: Mapping[str, bytes]) -> Listing:
     if kind == "cu":
         from gewu.ops.cuda import compile_cuda
 
@@ -341,10 +348,10 @@ def _listing(data: bytes, path: Path | None, kind: str, arch: str) -> Listing:
     if kind == "ptx":
         from gewu.ops.ptx import read_ptx
 
-        return read_ptx(_text(data, path), path or "<ptx>")
+        return read_ptx(_text(data, path), path or "<ptx>", constants)
     from gewu.ops.cubin import read_cubin
 
-    return read_cubin(data, path or "<cubin>")
+    return read_cubin(data, path or "<cubin>", constants=constants)
 
 
 def _text(data: bytes, path: Path | None) -> str:

@@ -2,7 +2,8 @@
 
 Reference: NVIDIA, Parallel Thread Execution ISA 9.0.  Modifiers are checked one by one: an instruction with one that is not known
 is refused, never guessed.  Not read: textures, surfaces, indirect jumps and calls, clusters and bulk copies, warp-group matrix
-operations, system calls (`printf`, `malloc`, `assert`), module variables that kernels write or that only the host sets.
+operations, `malloc`, module variables that kernels write; those that only the host sets need a value.  `printf` prints nothing; a
+failed assertion is a trap.
 
     ptx_syntax  text to statements                ptx_write   the kernel while it is written: names, operands
     ptx_module  variables, parameters, blocks     ptx_arith, ptx_memory, ptx_warp   what the instructions mean
@@ -10,7 +11,7 @@ operations, system calls (`printf`, `malloc`, `assert`), module variables that k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from gewu.core.errors import InputError
@@ -32,23 +33,24 @@ _IGNORED: Final = frozenset(
 )
 
 
-def read_ptx(text: str, file: str = "") -> Listing:
+def read_ptx(text: str, file: str = "", constants: Mapping[str, bytes] | None = None) -> Listing:
     """Read a PTX module.
 
     Args:
         text: the module.
         file: its name, for messages.
+        constants: the bytes of module variables that have no initial value.
 
     Returns:
         The kernels by name, and the reasons for those that are refused.
 
     Raises:
-        InputError: the text is not PTX.
+        InputError: the text is not PTX, or has no such variables.
     """
     parser = Parser(text, file)
     parser.parse()
-    module = Module(parser)
-    listing = Listing()
+    module = Module(parser, constants or {})
+    listing = Listing(unset=module.unset)
     left = MOST_TOTAL
     for function in parser.functions:
         if not function.entry or function.body is None:
@@ -248,6 +250,10 @@ class _Reader:
         rest = items[1:] if items and isinstance(items[0], tuple) else items
         name = rest[0] if rest else ""
         function = self.module.functions.get(name) if isinstance(name, str) else None
+        if name == "__assertfail":
+            return self._trap(mods, items)
+        if name == "vprintf":
+            return self._define_zero(results)
         if function is None or function.body is None:
             known = isinstance(name, str) and not name.startswith("%")
             raise w.refuse(f"a call of `{name}`, which is not in the module" if known else "a call through a pointer")
@@ -259,6 +265,12 @@ class _Reader:
             self._skip_unguarded(skip)
         self._inline(function, results, given)
         w.code.append(skip)
+
+    def _define_zero(self, results: tuple[Item, ...]) -> None:
+        """Let a call give zero and do nothing."""
+        slot = self.w.find(results[0]) if results and isinstance(results[0], str) else None
+        if isinstance(slot, Slot):
+            slot.pieces[0, 4] = self.w.make("mov", "b32", 0)
 
     def _inline(self, function: Function, results: tuple[Item, ...], given: tuple[Item, ...]) -> None:
         w = self.w

@@ -173,6 +173,15 @@ def _shift(w: Writer, x: Line) -> None:
     w.emit(x.op, type_, [w.target(x.items[0], type_)], [w.source(x.items[1], type_), w.source(x.items[2], "u32")])
 
 
+def _mask(w: Writer, x: Line) -> None:
+    """As many ones as told, from the bit told on."""
+    place, count = (w.source(i, "u32") for i in x.items[1:3])
+    if x.one_of("wrap", "clamp") == "wrap":
+        place, count = (w.make("and", "b32", i, 31) for i in (place, count))
+    ones = w.make("sub", "u32", w.make("shl", "b32", 1, count), 1)
+    w.emit("shl", "b32", [w.target(x.items[0], "b32")], [ones, place])
+
+
 def _funnel(w: Writer, x: Line) -> None:
     left, mode = "l" in x.mods, x.one_of("wrap", "clamp")
     if not mode or left == ("r" in x.mods):
@@ -394,6 +403,7 @@ RULES: Final[dict[str, Rule]] = {
     "shl": Rule(_shift, _BITS, (), (3, 3)),
     "shr": Rule(_shift, (*_BITS, *_INTEGERS), (), (3, 3)),
     "shf": Rule(_funnel, ("b32",), ("l", "r", "wrap", "clamp"), (4, 4)),
+    "bmsk": Rule(_mask, ("b32",), ("wrap", "clamp"), (3, 3)),
     "bfe": Rule(_field, ("u32", "s32", "u64", "s64"), (), (4, 4)),
     "bfi": Rule(_field, ("b32", "b64"), (), (5, 5)),
     "brev": Rule(_plain("brev"), ("b32", "b64"), (), (2, 2)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -18,7 +18,7 @@ _MOST_PARAMETERS: Final = 32 << 10
 _SPACES: Final = ("global", "shared", "local", "const", "param")
 _POINTER_OPS: Final = frozenset({"mov", "add", "sub", "select", "or", "and"})
 _ODD: Final = "a module variable with initial values that are not read"
-_HOST: Final = "a module variable without an initial value, which only the host can set"
+_HOST: Final = "a module variable without an initial value, which only the host sets: give it as `constants` to `load`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Declared:
 
     space: str
     name: str
+    kind: str
     size: int
     align: int
     values: bytes | None = None
@@ -53,8 +54,9 @@ class Program:
 class Module:
     """What all kernels of a module share: device functions, and variables at fixed places."""
 
-    def __init__(self, parser: Parser) -> None:
-        self.file, self.target = parser.file, parser.target
+    def __init__(self, parser: Parser, constants: Mapping[str, bytes]) -> None:
+        self.file, self.target, self._given = parser.file, parser.target, constants
+        self.unset: dict[str, tuple[str, int]] = {}
         self.functions: dict[str, Function] = {}
         for function in parser.functions:
             if not function.entry and (function.body is not None or function.name not in self.functions):
@@ -67,6 +69,8 @@ class Module:
         pointers: list[tuple[str, int, str, int]] = []
         for tokens in parser.variables:
             pointers += self._place(tokens)
+        ir.check_names(constants, self.unset, self.file)
+        self.unset = {name: what for name, what in self.unset.items() if name not in constants}
         for owner, place, name, offset in pointers:
             found = self.variables.get(name)
             if found is None or found.why:  # a function, say
@@ -89,12 +93,26 @@ class Module:
         if place + declared.size > MOST_DATA:
             raise InputError("more module data than gewu holds", file=self.file or None, line=tokens[0].line, value=declared.name)
         self.data.extend(bytes(place + declared.size - len(self.data)))
+        if declared.why == _HOST:
+            declared = self._set(declared)
         if declared.values is not None:
             self.data[place : place + len(declared.values)] = declared.values
         self.variables[declared.name] = Variable(declared.space, CONST_WINDOW + place, declared.why)
         if declared.space == "global":
             self._writable.append((CONST_WINDOW + place, CONST_WINDOW + place + max(1, declared.size)))
         return [(declared.name, place + at, name, offset) for at, name, offset in declared.pointers if at + 8 <= declared.size]
+
+    def _set(self, declared: Declared) -> Declared:
+        """Return a variable without an initial value with the one that was given."""
+        self.unset[declared.name] = declared.kind, declared.size
+        given = self._given.get(declared.name)
+        if given is None:
+            return declared
+        if len(given) != declared.size:
+            raise InputError(
+                "a module variable of another size", key=declared.name, value=len(given), allowed=f"{declared.size} bytes"
+            )
+        return replace(declared, values=given, why="")
 
     def declaration(self, tokens: Sequence[Token]) -> Declared | None:
         """Return what a declaration says, or None when it declares no variable with a type that gewu knows.
@@ -122,11 +140,11 @@ class Module:
         if count * element > MOST_DATA:
             raise InputError("a variable larger than gewu holds", file=self.file or None, line=tokens[0].line, value=name)
         if "=" not in words:
-            return Declared(space, name, count * element, align)
+            return Declared(space, name, type_, count * element, align)
         initial = _initial(tokens[words.index("=") + 1 :], type_, count * element)
         if initial is None:
-            return Declared(space, name, count * element, align, why=_ODD)
-        return Declared(space, name, count * element, align, *initial, why="")
+            return Declared(space, name, type_, count * element, align, why=_ODD)
+        return Declared(space, name, type_, count * element, align, *initial, why="")
 
     def refuse_writes(self, kernel: Kernel) -> None:
         """Refuse a kernel that may write to module variables: they last from launch to launch, which gewu does not do.
@@ -232,7 +250,7 @@ def program_of(module: Module, function: Function) -> Program:
         elif local is not None:
             late.append((id(statement), local.align))
     if any(s.word.startswith(("bar.red", "barrier.red", "barrier.cta.red")) for f in reached for s in f.body or ()):
-        program.counter = _shared(program, Declared("shared", "", 4, 4))
+        program.counter = _shared(program, Declared("shared", "", "b32", 4, 4))
     align = max([16, *(a for _, a in dynamic), *(a for _, a in late)]) if dynamic or late else 1
     program.shared = -(-program.shared // align) * align
     names.update({name: Variable("shared", program.shared) for name, _ in dynamic})

@@ -135,7 +135,8 @@ class Emitter:
     def _check_set(self, bank: int, offset: int) -> None:
         for start, end, name in self.facts.unset.get(bank, ()):
             if start <= offset < end:
-                raise Unsupported("variable without an initial value, which only the host can set", value=name)
+                reason = "variable without an initial value, which only the host sets: give it as `constants` to `load`"
+                raise Unsupported(reason, value=name)
 
     def constant_place(self, address: Address) -> tuple[Operand, int]:
         """Return the 64-bit address and the constant offset of an indexed place in a bank of the file."""

@@ -158,14 +158,17 @@ class Compiled:
     def _table(self, args: Sequence[Any], step_limit: int) -> bytes:
         """Return where accesses may go: first and last byte + 1 of each array and window."""
         spans = [np.lib.array_utils.byte_bounds(a) for a in args if isinstance(a, np.ndarray) and a.size]
-        kernel = self.kernel
-        windows = (
-            (ir.SHARED_WINDOW, kernel.shared + self.shared),
-            (ir.LOCAL_WINDOW, kernel.local),
-            (ir.CONST_WINDOW, len(kernel.data)),
-        )
-        spans += [(low, low + size) for low, size in windows if size]
+        spans += [(low, low + size) for low, _, size in self._windows() if size]
         return b"".join(struct.pack("<QQ", *span) for span in spans)
+
+    def _windows(self) -> tuple[tuple[int, str, int], ...]:
+        """Return where windows of addresses begin, of which memory, how many bytes."""
+        kernel = self.kernel
+        return (
+            (ir.SHARED_WINDOW, "shared", kernel.shared + self.shared),
+            (ir.LOCAL_WINDOW, "local", kernel.local),
+            (ir.CONST_WINDOW, "constant", len(kernel.data)),
+        )
 
     def _raise(self, code: _Code, buffer: bytearray) -> None:
         what, thread, address, place, x, y, z = struct.unpack_from("<4q3i", buffer, self.context)
@@ -179,8 +182,15 @@ class Compiled:
         raise InputError(
             f"{_BAD[2]} in {where}, thread ({thread % bx}, {thread // bx % by}, {thread // (bx * by)})",
             key=f"{self.kernel.name} at {text}",
-            value=f"address {address & (1 << 64) - 1:#x}",
+            value=self._place_text(address & (1 << 64) - 1),
         )
+
+    def _place_text(self, address: int) -> str:
+        """Return an address in words; beside a window it is an offset."""
+        for window, what, size in self._windows():
+            if abs(address - window) < 1 << 33:
+                return f"byte {address - window} of the {size} of {what} memory"
+        return f"address {address:#x}"
 
     def _code(self, bounded: bool) -> _Code:
         if bounded not in self._codes:
@@ -201,7 +211,7 @@ def compile_spmd(
         kernel: from a reader.
         block: threads in x, y, z.
         shared: bytes of dynamic shared memory.
-        checked: compare every access to global memory with the arrays of the launch, and count loop steps.
+        checked: compare every access with the arrays of the launch and the memory of a block, and count loop steps.
         cache: folder for machine code.
 
     Raises:

@@ -77,8 +77,9 @@ class Access:
             self.address = Val(address.kind, base.name, "i64", address.stride)
         else:
             self.address = address if not self.step else self.b.op("add", address, integer("i64", self.step))
-        if region.program.checked and space in ("global", "generic"):
-            self.mask = self._within(BITS[element(op.type)] // 8 * max(self.sizes, 1))
+        if region.program.checked:
+            size = BITS[element(op.type)] // 8 * max(self.sizes, 1)
+            self.mask = self._within(size) if space in ("global", "generic") else self._within_window(size)
             self.restricted = True
         else:
             self.restricted = bool(op.guard)
@@ -199,6 +200,29 @@ class Access:
         return self.b.apply("ptr", lambda t, n: f"getelementptr i8, ptr %local, {t} {n[0]}", self.interleaved(address))
 
     # Bounds.
+
+    def _within_window(self, size: int) -> str:
+        """Return the lanes whose access lies inside of the one window of a space; the first that does not is reported."""
+        b, region = self.b, self.region
+        window, length = {
+            "shared": (ir.SHARED_WINDOW, self.kernel.shared + region.program.dynamic),
+            "local": (ir.LOCAL_WINDOW, self.kernel.local),
+            "const": (ir.CONST_WINDOW, len(self.kernel.data)),
+        }[self.space]
+        start = 0 if self.space != "const" else window
+        lanes, t = Val("v", b.vec(self.exact()), "i64"), b.vector("i64")
+        offset = b.emit(f"sub {t} {lanes.name}, {b.splat('i64', str(start))}")
+        last = b.splat("i64", str(length - size))
+        beyond = b.emit(f"icmp ugt {t} {offset}, {last}") if length >= size else b.splat("i1", "true")
+        bad = b.emit(f"and {b.vector('i1')} {self.mask}, {beyond}")
+
+        def tell() -> None:
+            first = b.first(bad)
+            report(region, "2", first, b.emit(f"add i64 {b.lane_of(Val('v', offset, 'i64'), first)}, {window}"), self.op.where)
+
+        b.when(b.any(bad), tell)
+        within = b.emit(f"xor {b.vector('i1')} {beyond}, {b.splat('i1', 'true')}")
+        return b.emit(f"and {b.vector('i1')} {self.mask}, {within}")
 
     def _within(self, size: int) -> str:
         """Return the lanes whose access lies inside one array; the first that does not is reported."""

@@ -135,7 +135,7 @@ def _load_words(access: Access, kind: str, step: int) -> Val:
         low, high = (b.convert("zext", _load_words(access, "i32", step + part), "i64") for part in (0, 4))
         return b.cast(b.op("or", low, b.op("shl", high, integer("i64", 32))), kind)
     address = access.moved(step)
-    if access.space == "local" and address.kind == "u" and bits == 32:
+    if access.space == "local" and address.kind == "u" and bits == 32 and not access.region.program.checked:
         row = b.op("mul", address, integer("i64", b.lanes))
         return Val("v", b.load(b.vector(kind), b.offset("%local", row.name), 4), kind)
     return spmd_vector.gather(b, kind, address, access.mask, access.places)
