@@ -85,8 +85,9 @@ def launches(kernel: Kernel, size: int, rng: np.random.Generator) -> Iterator[La
     """
     targets, real = pointers(kernel), floats(kernel)
     whole = [i for i, p in enumerate(kernel.parameters) if i not in targets and i not in real and p.size in (4, 8)]
-    sizes = _sizes(len(whole), size)
-    total = min(max(math.prod(sizes), size) + 4096, _MOST_ELEMENTS)
+    flat = not _special(kernel) & {"tid.y", "ctaid.y"}
+    sizes = _sizes(len(whole), size if flat or len(whole) != 1 else math.isqrt(size))
+    total = min(max(math.prod(sizes), size if flat else 2 * max(sizes, default=0) ** 2) + 4096, _MOST_ELEMENTS)
     args: list[Any] = []
     for number, parameter in enumerate(kernel.parameters):
         if number in targets:
@@ -98,8 +99,13 @@ def launches(kernel: Kernel, size: int, rng: np.random.Generator) -> Iterator[La
         else:
             args.append(np.void(bytes(parameter.size)))
     shared = _SHARED if _wants_more(kernel) else 0
+    used, tried = _special(kernel), set()
     for grid, block in _shapes(kernel, sizes, size):
-        yield Launchable(grid, block, shared, args)
+        # blocks that cannot tell themselves apart would do the same work again
+        grid = tuple(count if f"ctaid.{axis}" in used else 1 for axis, count in zip("xyz", grid, strict=True))
+        if (grid, block) not in tried:
+            tried.add((grid, block))
+            yield Launchable(grid, block, shared, args)
 
 
 def _wants_more(kernel: Kernel) -> bool:
@@ -114,7 +120,7 @@ def _wants_more(kernel: Kernel) -> bool:
 
 
 def _shapes(kernel: Kernel, sizes: list[int], size: int) -> Iterator[tuple[Shape, Shape]]:
-    used = {i.mods[0] for block in kernel.blocks for i in block.code if i.op == "special" and i.mods}
+    used = _special(kernel)
     most = kernel.limit or 1024
     wide = max(sizes, default=size)
     down = sizes[0] if len(sizes) > 1 else 1
@@ -122,7 +128,7 @@ def _shapes(kernel: Kernel, sizes: list[int], size: int) -> Iterator[tuple[Shape
         x, y, z = (*kernel.required, 1, 1)[:3]
         yield (-(-wide // x), -(-wide // y) if y > 1 else 1, 1), (x, y, z)
     if "tid.y" in used:
-        across = sizes[1] if len(sizes) > 1 else wide
+        across, down = (sizes[1], down) if len(sizes) > 1 else (wide, wide)
         for x, y in ((16, 16), (32, 8), (32, 32), (8, 8)):
             if x * y <= most:
                 yield (-(-across // x), -(-down // y), 1), (x, y, 1)
@@ -137,6 +143,10 @@ def _shapes(kernel: Kernel, sizes: list[int], size: int) -> Iterator[tuple[Shape
     yield (-(-wide // (4 * threads)), layers, 1), (threads, 1, 1)
     yield (1, 1, 1), (threads, 1, 1)
     yield (1, 1, 1), (32, 1, 1)
+
+
+def _special(kernel: Kernel) -> set[str]:
+    return {i.mods[0] for block in kernel.blocks for i in block.code if i.op == "special" and i.mods}
 
 
 def _sizes(count: int, size: int) -> list[int]:

@@ -280,12 +280,15 @@ def _driver(program: Program, regions: int, name: str, context: int, shared: int
     targets = " ".join(f"i32 {n}, label %resume{n}" for n in range(1, regions))
     back = ", ".join(f"[ %r{n}, %resume{n} ]" for n in range(regions))
     memory = f"alloca [{total} x i8], align 128" if stack else f"call ptr @aligned_alloc(i64 128, i64 {total})"
+    # what is read before it is written shows as a difference from the interpreter, where memory of a block begins as zeros
+    fill = f"call void @llvm.memset.p0.i64(ptr %scratch, i8 63, i64 {total}, i1 false)" if program.checked else ""
     stop = (
         "  %bad = load i64, ptr %ctx\n  %fine = icmp eq i64 %bad, 0\n  %more1 = and i1 %more0, %fine"
         if program.checked
         else "  %more1 = and i1 %more0, true"
     )
     return f"""{"" if stack else "declare ptr @aligned_alloc(i64, i64)" + chr(10) + "declare void @free(ptr)"}
+declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 define void @{name}(ptr noalias %args, i32 %gx, i32 %gy, i32 %gz, i64 %lo, i64 %hi) #0 {{
 entry:
   %scratch = {memory}
@@ -309,6 +312,7 @@ block:
   %cx = trunc i64 %x64 to i32
   %cy = trunc i64 %y64 to i32
   %cz = trunc i64 %z64 to i32
+  {fill}
   br label %pass
 pass:
   %first = phi i1 [ true, %block ], [ false, %done ]
