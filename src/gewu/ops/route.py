@@ -38,6 +38,7 @@ STEP_LIMIT: Final = 20_000_000
 _MOST_FAILURES: Final = 3
 _MOST_PROOFS: Final = 16
 _READINGS: Final = 3
+_FAULTS: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _WORTH_TIMING, _TOO_LARGE = 1 << 17, 1 << 31  # bytes of all arrays between which the two ways are timed
 
 
@@ -109,14 +110,14 @@ class Router:
             return self._spmd(grid, block, shared, args)
         try:
             self.proof = self._prove(grid, block, shared, args)
+            bound = self._program(self.proof, grid, block, shared, args)
         except NotLifted as error:
-            self.reason = str(error)
+            self.proof, self.reason = None, str(error)
             if self.options.use == "lifted":
                 self.status = "refused"
                 raise
             return self._spmd(grid, block, shared, args)
         self.status, self.formula = "lifted", self.proof.lifted.formula
-        bound = self._program(self.proof, grid, block, shared, args)
         return self._faster(bound, self.proof, grid, block, shared, args) if self.options.use == "auto" else bound
 
     def explain(self) -> str:
@@ -168,12 +169,23 @@ class Router:
         return oracle
 
     def executable(self, proof: Proof) -> Any:
-        """Return the program of a proof as machine code."""
+        """Return the program of a proof as machine code.
+
+        Raises:
+            NotLifted: there is no code for it.
+        """
         key = id(proof.lifted)
         if key not in self._programs:
             from gewu.ops.emit import compile_program
 
-            made = compile_program(proof.lifted.program, threads=self.options.threads or None, cache=self.options.cache.objects)
+            try:
+                made = compile_program(
+                    proof.lifted.program, threads=self.options.threads or None, cache=self.options.cache.objects
+                )
+            except Unsupported as error:
+                raise NotLifted(f"lifted, but has no code: {error}") from error
+            except _FAULTS as error:
+                raise NotLifted(f"an error while code was made for it: {type(error).__name__}: {error}") from error
             self._programs[key] = proof.lifted, made  # the program is kept so that its id stays its own
         return self._programs[key][1]
 
@@ -212,14 +224,14 @@ class Router:
                     lifted = next(found)
             except NotLifted as error:
                 raise NotLifted(f"lifted, but refuted: {refuted}" if refuted else error.message, value=error.value) from error
-            except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            except _FAULTS as error:
                 # a fault of the analysis must not take away the other way, which is always right
                 raise NotLifted(f"an error inside of lifting: {type(error).__name__}: {error}") from error
             proof = Proof(lifted, {}, {}, {})
             try:
                 verdict = self._verifier(proof, grid, block, shared, args).verify()
             except Unsupported as error:
-                raise NotLifted(f"lifted, but has no code: {error}") from error
+                raise NotLifted(f"lifted, but cannot be compared: {error}") from error
             if verdict.proof is not None:
                 self.error = verdict.worst
                 return verdict.proof
