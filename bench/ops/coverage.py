@@ -2,7 +2,7 @@
 
 CUDA files that nvcc compiles alone are compiled for sm_80. Each kernel is launched as `gewu.ops.survey` guesses it can be, and
 compared with the interpreter. `lifted` and `spmd` were right; `refused` could not be read; `unlaunched` was read, but no launch
-was found whose result stands; `slow` took more than the patience; `wrong` differs from the interpreter. Names that occur twice
+was found whose result stands; variables that only the host sets are random numbers; `slow` took more than the patience; `wrong` differs from the interpreter. Names that occur twice
 are counted once.
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 
 import gewu.ops as ops
 from gewu.core.errors import GewuError
-from gewu.ops.survey import Machine, examine
+from gewu.ops.survey import Machine, examine, guessed_constants
 
 PATIENCE_S = 15
 TOLERANCE = 1e-2
@@ -55,8 +55,8 @@ def fate(module: Any, name: str) -> tuple[str, str]:
         return "slow", f"more than {PATIENCE_S} s"
     finally:
         signal.alarm(0)
-    if found.status == "refused":
-        return "unlaunched", found.reason
+    if found.status in ("unlaunched", "refused"):
+        return found.status, found.reason
     return (found.status, found.reason) if found.error < TOLERANCE else ("wrong", f"error {found.error:.2g}")
 
 
@@ -77,6 +77,7 @@ def main() -> None:
         for path in modules(given.folder, Path(build)):
             try:
                 module = ops.load(path, cache=False)
+                module = ops.load(path, cache=False, constants=guessed_constants(module, 1))
             except GewuError as error:
                 print(f"{path}: {error}", file=sys.stderr)
                 continue

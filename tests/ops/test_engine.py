@@ -15,8 +15,8 @@ from gewu.core.errors import InputError
 from gewu.ops import engine, load
 from gewu.ops.engine import Config, recognise
 from gewu.ops.guess import floats, launches, pointers
-from gewu.ops.survey import Machine, examine, parse_launch
-from tests.ops.ptxtext import BUMP, HALT, HISTOGRAM, LOOP, SAXPY, TWICE, module
+from gewu.ops.survey import Machine, examine, guessed_constants, parse_launch
+from tests.ops.ptxtext import BUMP, HALT, HISTOGRAM, LOOP, SAXPY, TWICE, WEIGHTED, module
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "operators.toml"
 MACHINE = Machine(1e10, 1e11)
@@ -59,10 +59,17 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert resumed.numbers["kernels"][0] == 2
 
 
-def test_a_kernel_that_never_ends_is_refused_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_a_kernel_that_never_ends_is_not_launched_and_the_rest_goes_on(tmp_path: Path) -> None:
     found = load(module(LOOP, SAXPY))
-    assert examine(found, "forever", (), MACHINE, size=1024, seed=1).status == "refused"
+    assert examine(found, "forever", (), MACHINE, size=1024, seed=1).status == "unlaunched"
     assert examine(found, "saxpy", (), MACHINE, size=1024, seed=1).status == "lifted"
+
+
+def test_variables_that_only_the_host_sets_are_guessed() -> None:
+    constants = guessed_constants(load(WEIGHTED), 1)
+    assert constants["weights"].nbytes == 16 and np.isfinite(constants["weights"]).all()
+    assert examine(load(WEIGHTED, constants=constants), "weighted", (), MACHINE, size=1024, seed=1).status == "lifted"
+    assert guessed_constants(load(SAXPY), 1) == {}
 
 
 def test_launches_are_taken_from_the_job(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ TARGETS: Final = (
     *("x86_64", "x86_64-v3", "x86_64-v4", "aarch64", "aarch64-sve", "riscv64", "riscv64-v", "loongarch64", "loongarch64-lasx"),
     *("gfx90a", "gfx942"),
 )
+STATUSES: Final = ("lifted", "spmd", "unlaunched", "refused")
 _LIMIT: Final = 1 << 27
 
 
@@ -63,11 +64,15 @@ def run(config: Config, ctx: Context) -> None:
     """Examine every kernel, make objects, and record what was found."""
     from gewu.ops.aot import ahead_of_time_bytes
     from gewu.ops.launch import load
-    from gewu.ops.survey import Finding, Machine, examine, parse_launch
+    from gewu.ops.survey import Finding, Machine, examine, guessed_constants, parse_launch
 
     ctx.cite("williams2009")
     with ctx.phase("reading"):
         module = load(config.source, arch=config.arch)
+        constants = guessed_constants(module, config.seed)
+        if constants:
+            ctx.warn(f"random numbers stand for variables that only the host sets: {', '.join(constants)}")
+            module = load(config.source, arch=config.arch, constants=constants)
     for name, reason in module.refused.items():
         ctx.log(f"{name}: refused: {reason}")
     names = [module[name].name for name in config.kernels] or module.names
@@ -114,7 +119,7 @@ def _objects(config: Config, ctx: Context, operator: Any, found: Any, objects: d
 
 
 def _record(ctx: Context, findings: list[Any], machine: list[float]) -> None:
-    counts = {status: sum(f.status == status for f in findings) for status in ("lifted", "spmd", "refused")}
+    counts = {status: sum(f.status == status for f in findings) for status in STATUSES}
     ctx.number("kernels", len(findings), "1")
     for status, count in counts.items():
         ctx.number(f"kernels_{status}", count, "1")

@@ -21,6 +21,7 @@ from gewu.core.errors import GewuError, InputError
 from gewu.ops.arguments import pack
 from gewu.ops.extent import extents, work
 from gewu.ops.guess import Launchable, launches
+from gewu.ops.ir import WIDTH
 from gewu.ops.launch import Module, Operator
 
 _LAUNCH: Final = re.compile(r"\s*([\w.$]+)\s*<<<(.+)>>>\s*\((.*)\)\s*", re.DOTALL)
@@ -55,7 +56,7 @@ class Finding:
     """What was found out about one kernel.
 
     Attributes:
-        name, status, reason, formula: as of `Operator`.
+        name, status, reason, formula: as of `Operator`; status "unlaunched": there is code, but no launch could be guessed.
         launch: how it was launched, as text; "" when no way was found.
         error: largest difference from the reference, relative to the size of the result; -1 when not compared.
         seconds: of a launch; 0 when not measured.
@@ -72,7 +73,7 @@ class Finding:
     roofline: float = 0.0
 
 
-def best(call: Callable[[], Any], rounds: int = _ROUNDS) -> float:
+def best(call: Callable[[], Any], rounds: int) -> float:
     """Return the shortest time of a few calls, in seconds."""
     times = []
     for _ in range(rounds):
@@ -117,16 +118,35 @@ def _argument(text: str, whole: str, rng: np.random.Generator) -> Any:
     raise InputError("is not an argument", key="launches", value=text, allowed="f32[1000], i32[50] < 8, 2.0, 1000", hint=whole)
 
 
+def guessed_constants(module: Module, seed: int) -> dict[str, Any]:
+    """Return random numbers for the variables that only the host sets and kernels of this module are refused for."""
+    rng = np.random.default_rng(seed)
+    if not module.refused:
+        return {}
+    made = {}
+    for name, (kind, size) in module.listing.unset.items():
+        real = kind in ("f32", "f64") or (kind[0] == "b" and size % 4 == 0)
+        dtype = np.dtype(f"f{8 if kind == 'f64' else 4}" if real else f"i{WIDTH[kind] // 8}")
+        count = size // dtype.itemsize
+        made[name] = (rng.standard_normal(count) if real else rng.integers(0, 8, count)).astype(dtype)
+    return made
+
+
 def examine(module: Module, name: str, given: Sequence[Launchable], machine: Machine, *, size: int, seed: int) -> Finding:
     """Find out about one kernel; nothing that it does or is ends in an error here."""
     operator = module[name]
     chosen, error, reason = _way(operator, list(given), size, seed)
     if chosen is None:
-        return Finding(name, "refused", reason)
+        return Finding(name, "refused" if given or not _has_code(operator) else "unlaunched", reason)
     status = operator.prepare(chosen.grid, chosen.block, *chosen.args, shared=chosen.shared)
     launch = operator[chosen.grid, chosen.block, chosen.shared]
-    args = _copies(chosen.args)
-    seconds = best(lambda: launch(*args))
+    times = []
+    for _ in range(_ROUNDS):
+        args = _copies(chosen.args)  # a second launch on what the first left might go astray: think of a counter
+        start = time.perf_counter()
+        launch(*args)
+        times.append(time.perf_counter() - start)
+    seconds = min(times)
     least = _least_time(operator, chosen, machine)
     return Finding(name, status, operator.reason, operator.formula, str(chosen), error, seconds, least / seconds)
 
@@ -156,6 +176,16 @@ def _way(operator: Operator, given: list[Launchable], size: int, seed: int) -> t
         if status == "lifted" or given or tried >= _MOST_WAYS or time.perf_counter() - begin > _BUDGET_S:
             break
     return chosen, worst, reason
+
+
+def _has_code(operator: Operator) -> bool:
+    try:
+        operator.router.compiled(
+            operator.signature.required or (min(operator.signature.limit or 256, 256), 1, 1), 0, checked=False
+        )
+    except GewuError:
+        return False
+    return True
 
 
 def _expected(operator: Operator, way: Launchable) -> tuple[list[Any], bool]:
