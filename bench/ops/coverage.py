@@ -2,8 +2,8 @@
 
 CUDA files that nvcc compiles alone are compiled for sm_80. Each kernel is launched as `gewu.ops.survey` guesses it can be, and
 compared with the interpreter. `lifted` and `spmd` were right; `refused` could not be read; `unlaunched` was read, but no launch
-was found whose result stands; variables that only the host sets are random numbers; `slow` took more than the patience; `wrong` differs from the interpreter. Names that occur twice
-are counted once.
+was found whose result stands; variables that only the host sets are random numbers; `slow` took more than the patience; `wrong`
+differs from the interpreter. Names that occur twice are counted once.
 """
 
 from __future__ import annotations
