@@ -100,6 +100,19 @@ def triangle() -> Program:
     )
 
 
+def haar() -> Program:
+    """Sums of eight and differences of four neighbours: the same reduction stands inside of another one and by itself."""
+    two = Size.of(2)
+
+    def half(start: int, **outer: int) -> Reduce:
+        pair = Reduce("add", "f32", (("k", two),), Load(0, "f32", at(Size.of(start), i=8, l=2, k=1, **outer)))
+        return Reduce("add", "f32", (("l", two),), do("mul", pair, f32(0.5)))
+
+    whole = Reduce("add", "f32", (("m", two),), do("mul", half(0, m=4), f32(0.5)))
+    axes = (("i", R),)
+    return Program("haar", (Assign(1, "f32", axes, at(i=1), do("sub", half(0), half(4))), Assign(2, "f32", axes, at(i=1), whole)))
+
+
 PROGRAMS = {
     "softmax": softmax(),
     "softmax over columns": softmax_columns(),
@@ -451,6 +464,15 @@ def test_several_outputs_share_a_nest_and_read_the_state_before() -> None:
     first, second = np.zeros(100, np.float32), np.full(100, 5, np.float32)
     executable([first, second], {"p3": 100})
     assert np.all(first == 6) and np.all(second == 0)
+
+
+def test_equal_reductions_inside_of_different_ones_are_kept_apart() -> None:
+    x = np.random.default_rng(2).standard_normal(80).astype(np.float32)
+    difference, whole = np.zeros(10, np.float32), np.zeros(10, np.float32)
+    compile_program(haar())([x, difference, whole], {"p2": 10})
+    blocks = x.reshape(10, 8)
+    close(difference, 0.5 * (blocks[:, :4].sum(1) - blocks[:, 4:].sum(1)))
+    close(whole, 0.25 * blocks.sum(1))
 
 
 def test_a_buffer_read_elsewhere_than_written_is_copied() -> None:

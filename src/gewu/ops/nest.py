@@ -440,8 +440,10 @@ class Nest:
     def _group(self, e: Reduce) -> list[Reduce]:
         """Return the reductions that can run in the loop of this one: equal range, equal place, equal height."""
         depth, height = len(self.stack) - 1, self.graph.height[id(e)]
-        found = []
+        found, known_axes = [], {axis for level in self.stack for axis in level.axes}
         for r in self.reductions:
+            if not self.graph.free[id(r)] <= known_axes:  # it stands inside of another reduction, which is not being made
+                continue
             alike = id(r) not in self.tiled and r.axes == e.axes and r.where == e.where and self.graph.height[id(r)] == height
             known = self.memo.get(id(r))
             if alike and self._place(r) == depth and (r is e or not (known and known[1] in self.stack)):
