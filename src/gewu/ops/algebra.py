@@ -293,12 +293,12 @@ class Arena:
         zero = self._zeros()
         order = np.lexsort((self.exact[0], kind))
         v, k = self.exact[0][order], kind[order]
-        fresh = np.r_[True, (np.diff(k) != 0) | (np.abs(np.diff(v)) > _TOLERANCE * (np.abs(v[1:]) + 1e-9))]
+        fresh = np.r_[True, (np.diff(k) != 0) | (np.abs(np.diff(v)) > _TOLERANCE * (np.abs(v[1:]) + 1e-9))][:count]
         group = np.empty(count, np.int64)
         group[order] = np.cumsum(fresh)
         order = np.lexsort((self.exact[1], group))
         v, k = self.exact[1][order], group[order]
-        fresh = np.r_[True, (np.diff(k) != 0) | (np.abs(np.diff(v)) > _TOLERANCE * (np.abs(v[1:]) + 1e-9))]
+        fresh = np.r_[True, (np.diff(k) != 0) | (np.abs(np.diff(v)) > _TOLERANCE * (np.abs(v[1:]) + 1e-9))][:count]
         label = np.cumsum(fresh) - 1
         first = np.full(label[-1] + 1 if count else 0, count)
         np.minimum.at(first, label, order)
@@ -307,10 +307,10 @@ class Arena:
         self.zero = zero
 
     def _zeros(self) -> NDArray[np.bool_]:
-        sums = np.array([s[0] in ("add", "sub", "fma", "mul") and s[1] in FLOATS for s in self.signatures])[self.signature]
+        sums = np.array([s[0] in ("add", "sub", "fma", "mul") and s[1] in FLOATS for s in self.signatures], bool)[self.signature]
         a = np.abs(self.exact[:, np.maximum(self.args, 0)]).max(axis=2)
         zero = sums & (np.abs(self.exact) <= 1e-13 * a).all(axis=0)
-        constant = np.array([s[0] == "const" for s in self.signatures])[self.signature]
+        constant = np.array([s[0] == "const" for s in self.signatures], bool)[self.signature]
         bits = self.data.astype(np.uint64)
         return zero | (constant & ((bits == 0) | (bits == 0x80000000) | (bits == 1 << 63)))
 

@@ -143,6 +143,10 @@ def _shapes(kernel: Kernel, sizes: list[int], size: int) -> Iterator[tuple[Shape
     yield (-(-wide // (4 * threads)), layers, 1), (threads, 1, 1)
     yield (1, 1, 1), (threads, 1, 1)
     yield (1, 1, 1), (32, 1, 1)
+    if kernel.shared:  # made for one size of blocks
+        for row in (512, 128, 64, 1024):
+            if row <= most:
+                yield (-(-wide // row), layers, 1), (row, 1, 1)
 
 
 def _special(kernel: Kernel) -> set[str]:

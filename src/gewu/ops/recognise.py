@@ -329,7 +329,9 @@ def to_bits(x: NDArray[Any]) -> Bits:
 
 def to_float(bits: Bits, type_: str) -> NDArray[np.float64]:
     """Return raw bits as numbers."""
-    return bits.astype(np.uint32).view(np.float32).astype(np.float64) if type_ == "f32" else bits.view(np.float64)
+    return (
+        bits.astype(np.uint32).view(np.float32).astype(np.float64) if type_ == "f32" else bits.astype(np.uint64).view(np.float64)
+    )
 
 
 def compute(op: str, type_: str, mods: tuple[str, ...], args: list[Bits]) -> Bits:
