@@ -3,13 +3,15 @@
 Each class's optimised kernel is prepared from PTX, on the processor at hand, at the tiny size, or at the small one where only
 that is lifted.  Then, for every CPU target, `gewu.ops.aot` makes its object and header; a C driver of a few lines, which includes
 the header and reads the arguments, is linked with it (zig cc and musl, from `bench.ops.peers --cross`) and run under
-qemu-user; the outputs are compared with NumPy in float64 to the tolerance of the case.
+qemu-user; the outputs are compared with NumPy in float64 to the tolerance of the case.  PTX for NVIDIA GPUs is assembled by
+ptxas, and run without a GPU by gewu's own reader.
 
     right    linked, run, and within the tolerance; `error` is the largest error
-    made     a valid object that holds the kernels; nothing here runs it (AMD GPUs)
+    made     the object holds the kernels and was linked to a code object; nothing here runs it (AMD GPUs)
     wrong    run, and beyond the tolerance
     failed   not made, not linked, or ended badly; `reason` tells
-    none     kernels that are not lifted have no object for GPUs
+    library  on GPUs, where the kernel is not lifted: our own operator of the class is made and linked instead
+    none     nor is our own operator one formula
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,14 +39,16 @@ from bench.ops.peers import cross_compiler
 from bench.ops.worker import deviation, judged, made
 from bench.run import commit, machine, versions
 from gewu.core.errors import GewuError
-from gewu.ops.aot import ahead_of_time_bytes
+from gewu.ops import gpu, library, llvm
+from gewu.ops.aot import ahead_of_time_bytes, c_name
 from gewu.ops.elf import read_elf
 from gewu.ops.launch import Operator, load
 
 WORK: Final = Path(__file__).resolve().parent / "work"
 RECORD: Final = Path(__file__).resolve().parent / "targets.json"
 PATIENCE_S: Final = 120
-_AMD_GPU: Final = 224
+_AMD_GPU: Final = 224  # the machine, and below the kind of a symbol, as ELF numbers them
+_FUNCTION: Final = 2
 # malloc of zig's C library asks for memory at addresses that qemu 7.2 does not always give, so the program has its own
 _DRIVER: Final = """#include <stdlib.h>
 #include <unistd.h>
@@ -91,13 +95,15 @@ class Processor:
 PROCESSORS: Final = {
     "x86_64": Processor(("-target", "x86_64-linux-musl")),
     "aarch64": Processor(("-target", "aarch64-linux-musl"), ("qemu-aarch64",)),
+    "aarch64-sve": Processor(("-target", "aarch64-linux-musl"), ("qemu-aarch64", "-cpu", "max")),
     "riscv64": Processor(("-target", "riscv64-linux-musl"), ("qemu-riscv64",)),
     "riscv64-v": Processor(("-target", "riscv64-linux-musl"), ("qemu-riscv64", "-cpu", "rv64,v=true,vext_spec=v1.0")),
     # the C library without vectors, too: qemu has them from 8.1 on
     "loongarch64": Processor(("-target", "loongarch64-linux-musl", "-mcpu=generic_la64+d"), ("qemu-loongarch64",)),
 }
-GPUS: Final = ("gfx90a", "gfx942")
-TARGETS: Final = (*PROCESSORS, *GPUS)
+AMD: Final = ("gfx90a", "gfx942")
+NVIDIA: Final = ("sm_90",)
+TARGETS: Final = (*PROCESSORS, *AMD, *NVIDIA)
 
 
 def prepared(case: Case, folder: Path) -> tuple[Operator, Launch, tuple[np.ndarray, ...], str]:
@@ -131,8 +137,10 @@ def driver(name: str, header: str, launch: Launch) -> str:
     return _DRIVER.format(name=name, body="\n".join(f"    {line}" for line in lines))
 
 
-def on_processor(target: str, zig: Path, name: str, files: Mapping[str, bytes], launch: Launch, folder: Path) -> None:
-    """Link an object with its driver, run it, and leave its results in the arrays of the launch.
+def on_processor(
+    target: str, compiling: Sequence[str], name: str, files: Mapping[str, bytes], launch: Launch, folder: Path
+) -> None:
+    """Link an object with its driver by a C compiler, run it, and leave its results in the arrays of the launch.
 
     Raises:
         RuntimeError: it does not link, or ends badly.
@@ -142,7 +150,7 @@ def on_processor(target: str, zig: Path, name: str, files: Mapping[str, bytes], 
     (folder / "main.c").write_text(driver(name, files[f"{name}.h"].decode(), launch))
     given = b"".join(np.asarray(a).tobytes() for a in launch.args)
     options = ["-std=gnu11", "-O1", "-w", "-static", "main.c", f"{name}.{target}.o", "-lm", "-o", "main"]
-    _run([str(zig), "cc", *PROCESSORS[target].options, *options], folder)
+    _run([*compiling, *options], folder)
     data, place = _run([*PROCESSORS[target].emulator, str(folder / "main")], folder, given), 0
     for a in launch.args:
         if isinstance(a, np.ndarray):
@@ -161,27 +169,84 @@ def _run(command: list[str], folder: Path, given: bytes = b"") -> bytes:
     return done.stdout
 
 
-def for_gpu(operator: Operator, target: str) -> dict[str, Any]:
-    """Make the object of a lifted operator for an AMD GPU and look for its kernels."""
-    if operator.router.proof is None:
+def check_code_object(data: bytes, zig: Path) -> None:
+    """Link an object for an AMD GPU into what a driver loads, and look for kernels there.
+
+    Raises:
+        RuntimeError: it does not link, or holds none.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "in.o").write_bytes(data)
+        _run([str(zig), "ld.lld", "-shared", "-o", "out", "in.o"], Path(folder))
+        elf = read_elf((Path(folder) / "out").read_bytes())
+    names = {s.name for s in elf.symbols}
+    if elf.machine != _AMD_GPU or not any(s.kind == _FUNCTION and f"{s.name}.kd" in names for s in elf.symbols):
+        raise RuntimeError("no kernel in the object")
+
+
+def check_ptx(data: bytes, target: str, kernels: Iterable[str]) -> None:
+    """Assemble PTX where ptxas is there, and look for kernels in the machine code.
+
+    Raises:
+        RuntimeError: it cannot be assembled, or one is missing.
+    """
+    if not shutil.which("ptxas"):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "in.ptx").write_bytes(data)
+        _run(["ptxas", f"-arch={target}", "-o", "out", "in.ptx"], Path(folder))
+        names = {s.name for s in read_elf((Path(folder) / "out").read_bytes()).symbols}
+    if not names >= set(kernels):
+        raise RuntimeError("kernels are missing in the machine code")
+
+
+def on_reader(operator: Operator, target: str, launch: Launch) -> None:
+    """Make the PTX of a lifted operator, check it, and run it as what the reader of PTX finds in it, without a GPU."""
+    proof, args = operator.router.proof, launch.args
+    assert proof is not None
+    text = ahead_of_time_bytes(operator, target)[f"{c_name(operator.name)}.{target}.ptx"]
+    device = gpu.build(proof.lifted.program, target, f"gewu_{c_name(operator.name)}")
+    check_ptx(text, target, (step.name for step in device.steps))
+    integers = dict(zip(("bx", "by", "bz", "gx", "gy", "gz"), (*launch.block, *launch.grid), strict=True))
+    integers |= {f"p{i}": int(a) for i, a in enumerate(args) if isinstance(a, np.integer)}
+    given = device.complete(args, integers)
+    for i in range(device.arguments):
+        if i not in device.scalars and not isinstance(given[i], np.ndarray):
+            given[i] = np.uint64(0)
+    module = load(text, kind="ptx", use="spmd", cache=False)
+    for step in device.steps:
+        module[step.name][step.blocks(integers), gpu.BLOCK](*given)
+
+
+def of_library(cls: str, target: str, zig: Path) -> dict[str, Any]:
+    """Make the object of our own operator of a class for a GPU, where it is a formula."""
+    build_program = library.OPERATORS[cls].program if cls in library.OPERATORS else None
+    if build_program is None:
         return {"status": "none"}
-    found = ahead_of_time_bytes(operator, target)
-    elf = read_elf(next(data for file, data in found.items() if file.endswith(".o")))
-    kernels = [s.name for s in elf.symbols if s.kind == 2 and f"{s.name}.kd" in {t.name for t in elf.symbols}]
-    right = elf.machine == _AMD_GPU and kernels
-    return {"status": "made", "kernels": len(kernels)} if right else {"status": "failed", "reason": "no kernel in the object"}
+    device = gpu.build(build_program("f32"), target, cls)
+    if target in AMD:
+        check_code_object(llvm.emit_object(device.text, target), zig)
+    else:
+        check_ptx(device.assembly().encode(), target, (step.name for step in device.steps))
+    return {"status": "library"}
 
 
 def on(target: str, zig: Path, case: Case, operator: Operator, launch: Launch, want: tuple[np.ndarray, ...]) -> dict[str, Any]:
     """Return what becomes of a prepared operator on one target."""
     try:
-        if target in GPUS:
-            return for_gpu(operator, target)
-        files = ahead_of_time_bytes(operator, target)
-        args = [a.copy() for a in launch.args]
-        copy = Launch(launch.grid, launch.block, launch.shared, args, launch.outputs, launch.shape)
-        with tempfile.TemporaryDirectory() as folder:
-            on_processor(target, zig, case.kernel, files, copy, Path(folder))
+        if target not in PROCESSORS and operator.router.proof is None:
+            return of_library(case.cls, target, zig)
+        if target in AMD:
+            check_code_object(ahead_of_time_bytes(operator, target)[f"{c_name(operator.name)}.{target}.o"], zig)
+            return {"status": "made"}
+        copy = replace(launch, args=[a.copy() for a in launch.args])
+        if target in NVIDIA:
+            on_reader(operator, target, copy)
+        else:
+            files = ahead_of_time_bytes(operator, target)
+            compiling = (str(zig), "cc", *PROCESSORS[target].options)
+            with tempfile.TemporaryDirectory() as folder:
+                on_processor(target, compiling, c_name(operator.name), files, copy, Path(folder))
     except (GewuError, RuntimeError) as error:
         return {"status": "failed", "reason": str(error)[:300]}
     found = judged(case, copy, deviation(copy, want))
@@ -215,7 +280,9 @@ def main() -> int:
     parser.add_argument("--record", type=Path, default=RECORD)
     given = parser.parse_args()
     zig, targets = cross_compiler(given.cross.resolve()), given.target or TARGETS
-    missing = sorted({p.emulator[0] for t, p in PROCESSORS.items() if t in targets and p.emulator and not shutil.which(p.emulator[0])})
+    missing = sorted(
+        {p.emulator[0] for t, p in PROCESSORS.items() if t in targets and p.emulator and not shutil.which(p.emulator[0])}
+    )
     if not compiler() or zig is None or missing:
         wanted = ["nvcc"] * (not compiler()) + ["zig (python -m bench.ops.peers --cross FOLDER)"] * (zig is None) + missing
         print(f"targets: skipped, missing: {', '.join(wanted)}", file=sys.stderr)
