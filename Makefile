@@ -20,13 +20,14 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export OMPI_MCA_rmaps_base_oversubscribe := 1
 
-.PHONY: help demo test test-slow check format bench drift scaling clean
+.PHONY: help demo test test-slow check format bench targets drift scaling clean
 help:
 	@echo "make demo          bands of silicon from first principles, and a page that shows them"
 	@echo "make test          all tests but the slow ones;  make test-slow: those too"
 	@echo "make check         format, lint, types, generated docs"
 	@echo "make bench TOPIC=dft   measure against the peer, write bench/dft/latest.json and docs/performance.md; TOPIC=md or ops likewise"
 	@echo "make drift | scaling   molecular dynamics: energy drift over 100,000 steps; speed by atoms and ranks (half an hour each)"
+	@echo "make targets       objects of every benchmarked kernel for five processors, run under qemu, and for AMD and NVIDIA GPUs (5 minutes)"
 	@echo "make format | clean"
 
 $(STAMP): pyproject.toml
@@ -76,6 +77,12 @@ bench: $(STAMP)
 	$(if $(filter ops,$(TOPIC)),$(BIN)/python -m bench.ops.peers bench/ops/work/peers || echo "a peer could not be made")
 	$(BIN)/python -m bench.run $(TOPIC) --pseudo $(PSEUDO) --peers $(if $(filter ops,$(TOPIC)),bench/ops/work/peers,$(PEERS)) --potentials $(POTENTIALS)
 	$(BIN)/python tools/make_performance.py
+	$(BIN)/python tools/make_operators.py
+
+targets: $(STAMP)
+	$(call debian,qemu-aarch64,qemu-user,objects for other processors)
+	$(BIN)/python -m bench.ops.peers --cross bench/ops/work/cross || echo "the cross compiler could not be installed"
+	$(BIN)/python -m bench.ops.targets
 	$(BIN)/python tools/make_operators.py
 
 drift scaling: $(STAMP)

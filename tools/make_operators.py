@@ -1,7 +1,8 @@
-"""Write the class table of docs/operators.md from `bench/ops/latest.json`.
+"""Write the tables of docs/operators.md: of classes from `bench/ops/latest.json`, of processors from `bench/ops/targets.json`.
 
-The table stands between `<!-- operators begin -->` and `<!-- operators end -->`; everything else in the page is left alone.
-`--check` writes nothing and fails when the table is not what the recorded figures give.
+A table stands between `<!-- operators begin -->` and `<!-- operators end -->`, the other one likewise between those of
+`processors`; everything else in the page is left alone. `--check` writes nothing and fails when a table is not what the
+recorded figures give.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "operators.md"
 RECORDS = ROOT / "bench" / "ops" / "latest.json"
+MADE = ROOT / "bench" / "ops" / "targets.json"
 READERS = {"ptx": "PTX", "sm_80": "cubin sm_80", "sm_90": "cubin sm_90"}
 KINDS = {"migrate/source": "from source", "migrate/binary": "from binary", "library": "library"}
-EMPTY = "# Operator classes\n\n<!-- operators begin -->\n<!-- operators end -->\n"
+EMPTY = (
+    "# Operator classes\n\n<!-- operators begin -->\n<!-- operators end -->\n\n"
+    "<!-- processors begin -->\n<!-- processors end -->\n"
+)
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -72,16 +78,44 @@ def _total(kind: str, name: str, records: Iterable[Mapping[str, Any]]) -> str:
     return f"- {name}: {right}; {fast} at 0.8 or more; geometric mean {mean:.2f}."
 
 
-def filled(page: str, records: list[dict[str, Any]]) -> str:
-    """Return the page with the table made anew.
+def processors(made: Mapping[str, Any]) -> str:
+    """Return the Markdown table of objects for other processors, a column each, and what it was made with."""
+    if not made:
+        return "No objects are recorded yet: `make targets` makes and runs them."
+    classes = made["classes"]
+    targets = list(dict.fromkeys(target for found in classes for target in found["targets"]))
+    titles = ["class", "kernel", "as", *targets]
+    lines = ["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
+    for found in classes:
+        cells = [_outcome(found["targets"].get(target, {})) for target in targets]
+        style = found["kernel"].removeprefix(f"{found['class']}_")
+        lines.append("| " + " | ".join([found["class"], style, found["way"], *cells]) + " |")
+    lines.append("")
+    for target in targets:
+        counts = Counter(found["targets"].get(target, {}).get("status", "none") for found in classes)
+        told = ", ".join(
+            f"{counts[status]} {status}" for status in ("right", "made", "library", "none", "wrong", "failed") if counts[status]
+        )
+        lines.append(f"- {target}: {told}.")
+    named = ", ".join(f"{name} {value}" for name, value in made["versions"].items())
+    return "\n".join([*lines, "", f"Made on {made['machine']}; {named}; commit {made['commit']}."])
+
+
+def _outcome(found: Mapping[str, Any]) -> str:
+    error = f" {found['error']:.0e}" if found.get("error") else ""
+    return found.get("status", "") + error
+
+
+def filled(page: str, name: str, text: str) -> str:
+    """Return the page with what stands between the markers of a name replaced by a text.
 
     Raises:
         ValueError: the markers are missing.
     """
-    block = f"<!-- operators begin -->\n{table(records)}\n<!-- operators end -->"
-    new, count = re.subn(r"<!-- operators begin -->.*?<!-- operators end -->", lambda _: block, page, flags=re.DOTALL)
+    begin, end = f"<!-- {name} begin -->", f"<!-- {name} end -->"
+    new, count = re.subn(f"{begin}.*?{end}", lambda _: f"{begin}\n{text}\n{end}", page, flags=re.DOTALL)
     if count != 1:
-        raise ValueError("docs/operators.md needs one pair of operators markers")
+        raise ValueError(f"docs/operators.md needs one pair of {name} markers")
     return new
 
 
@@ -91,7 +125,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="fail when the page is stale")
     check = parser.parse_args().check
     text = PAGE.read_text() if PAGE.exists() else EMPTY
-    new = filled(text, json.loads(RECORDS.read_text()) if RECORDS.exists() else [])
+    new = filled(text, "operators", table(json.loads(RECORDS.read_text()) if RECORDS.exists() else []))
+    new = filled(new, "processors", processors(json.loads(MADE.read_text()) if MADE.exists() else {}))
     stale = not PAGE.exists() or new != text
     if stale and not check:
         PAGE.write_text(new)

@@ -77,9 +77,19 @@ def test_table_counts_and_averages() -> None:
     assert "from source: 2 of 2 classes right (2 lifted); 1 at 0.8 or more; geometric mean 1.00." in text
 
 
+def test_processors_have_a_column_each() -> None:
+    outcomes = {"aarch64": {"status": "right", "error": 2e-7}, "gfx942": {"status": "made"}}
+    found = {"class": "sum", "kernel": "sum_warp", "way": "lifted", "size": "tiny", "targets": outcomes}
+    text = tool().processors({"machine": "m", "versions": {"qemu": "7.2"}, "commit": "c", "classes": [found]})
+    assert "| class | kernel | as | aarch64 | gfx942 |" in text
+    assert "| sum | warp | lifted | right 2e-07 | made |" in text
+    assert "- aarch64: 1 right.\n- gfx942: 1 made." in text
+
+
 def test_page_needs_its_markers() -> None:
     with pytest.raises(ValueError, match="markers"):
-        tool().filled("# Operators\n", [])
-    page = tool().filled(tool().EMPTY, [])
+        tool().filled("# Operators\n", "operators", "text")
+    page = tool().filled(tool().EMPTY, "operators", tool().table([]))
     assert "No figures are recorded yet" in page
-    assert tool().filled(page, []) == page
+    assert tool().filled(page, "operators", tool().table([])) == page
+    assert "No objects are recorded yet" in tool().filled(page, "processors", tool().processors({}))

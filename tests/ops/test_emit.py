@@ -15,7 +15,7 @@ from gewu.ops.ir import Unsupported
 from gewu.ops.nest_parts import Choice
 from gewu.ops.reference import evaluate
 from gewu.ops.sizes import ONE, ZERO, Affine, Size
-from gewu.ops.standalone import gpu_text, standalone
+from gewu.ops.standalone import standalone
 from gewu.ops.tensor import Apply, Assign, Constant, Expression, Gather, Index, Load, Program, Reduce, Scalar
 from gewu.ops.tune import store, stored, tune
 
@@ -552,15 +552,12 @@ def test_standalone_function(name: str) -> None:
     call = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 3)(library.address("kern"))
     assert call(ctypes.addressof(block), ctypes.addressof(values), work.ctypes.data) == 0
     close(args[1], want)
-    assert "int32_t kern(void **args" in made.header
 
 
 def test_other_targets() -> None:
     made = standalone(PROGRAMS["softmax over columns"])
     for target in ("aarch64", "riscv64-v", "loongarch64"):
         assert llvm.emit_object(made.text, target)[:4] == b"\x7fELF"
-    assert llvm.emit_object(gpu_text(PROGRAMS["softmax"], "gfx942"), "gfx942")[:4] == b"\x7fELF"
-    assert ".visible .entry kernel_step0" in llvm.emit_assembly(gpu_text(PROGRAMS["softmax"], "sm_90"), "sm_90")
 
 
 def test_tuning_is_kept_and_damage_is_ignored(tmp_path: Any) -> None:

@@ -13,7 +13,9 @@ An operator that runs as it is written becomes `int saxpy(int32_t gx, int32_t gy
 was prepared with.  It returns 0, or another number when the kernel trapped.  Underneath lies, for blocks lo <= i < hi,
 `void gewu_saxpy(void *block, int32_t gx, int32_t gy, int32_t gz, int64_t lo, int64_t hi)`, which threads may share out.
 
-On GPUs (AMDGPU) the object holds kernels `gewu_saxpy_stepN` of `standalone.gpu_text`, for lifted operators only.
+For GPUs, lifted operators only: `saxpy.gfx942.o` (`ld.lld -shared` makes it a code object) or `saxpy.sm_90.ptx` holds the kernels
+`gewu_saxpy_0`, ... of `gpu`.  Their header `saxpy.gfx942.h` has no function that computes, but one that tells the host what to
+start them with.
 
 Limits: one thread; a program holds for the sizes that the header names; objects need a C library with <math.h> (-lm).
 """
@@ -22,18 +24,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from gewu.core.errors import InputError
 from gewu.core.files import write_atomic
-from gewu.ops import llvm
+from gewu.ops import gpu, llvm
+from gewu.ops.forms import arguments_of
 from gewu.ops.guess import floats, pointers
-from gewu.ops.ir import Parameter
+from gewu.ops.ir import WIDTH, Parameter
 from gewu.ops.launch import Module, Operator, plain_name
+from gewu.ops.sizes import Ceil, Size
 from gewu.ops.spmd import CONTEXT_BYTES
-from gewu.ops.standalone import gpu_text, standalone
+from gewu.ops.standalone import standalone
 
 _C_TYPES: Final = {
     **{"f32": "float", "f64": "double", "s8": "int8_t", "u8": "uint8_t", "s16": "int16_t", "u16": "uint16_t"},
@@ -104,7 +108,7 @@ def ahead_of_time_bytes(operator: Operator, target: str) -> dict[str, bytes]:
     if llvm.TARGETS[target].kind != "cpu":
         if proof is None:
             raise InputError("only lifted operators go to GPUs", key=operator.name, value=target)
-        return {f"{name}.{target}.o": llvm.emit_object(gpu_text(proof.lifted.program, target, f"gewu_{name}"), target)}
+        return _for_gpu(operator, name, target)
     text, header = _lifted(operator, name) if proof is not None else _as_written(operator, name)
     return {f"{name}.h": header.encode(), f"{name}.{target}.o": llvm.emit_object(text, target)}
 
@@ -148,11 +152,61 @@ def _lifted(operator: Operator, name: str) -> tuple[str, str]:
     prototypes = (
         f"int64_t gewu_{name}_work(const int64_t *launch);\nint32_t gewu_{name}(void **args, const int64_t *launch, void *work);"
     )
+    return made.text, _header(name, name, _about(operator), prototypes, given, body)
+
+
+def _for_gpu(operator: Operator, name: str, target: str) -> dict[str, bytes]:
+    proof = operator.router.proof
+    assert proof is not None
+    device = gpu.build(proof.lifted.program, target, f"gewu_{name}")
+    block = dict(zip(("bx", "by", "bz"), map(str, proof.lifted.block), strict=True))
+
+    def length(entry: Size | tuple[int, str]) -> str:
+        return _size(entry, block) if isinstance(entry, Size) else f"bytes{entry[0]} * 8 / {WIDTH[entry[1]]}"
+
+    filled = {
+        "blocks": [f"({' * '.join([str(s.lanes), *(_size(n, block) for _, n in s.axes)])} + 255) / 256" for s in device.steps],
+        "bytes": [f"{_size(size, block)} * {WIDTH[kind]} / 8" for kind, size in device.between],
+        "integers": [length(entry) for entry in device.integers],
+    }
+    names = sorted(arguments_of(proof.lifted.program)[2] - block.keys())
+    names += [f"bytes{entry[0]}" for entry in device.integers if isinstance(entry, tuple)]
+    given = [f"int64_t {n}" for n in dict.fromkeys(names)] + [f"int64_t *{what}" for what in filled]
+    body = [f"{what}[{k}] = {text};" for what, texts in filled.items() for k, text in enumerate(texts)]
+    arguments = [d if i in device.scalars else f"void *a{i}" for i, d in enumerate(_declared(operator)[: device.arguments])]
+    arguments += [f"void *t{k}" for k in range(len(device.between))] + [f"int64_t s{k}" for k in range(len(device.integers))]
+    about = f"""{_about(operator)}
+
+   Kernels in the order to start them, in blocks of {gpu.BLOCK} threads: {", ".join(step.name for step in device.steps)}.
+   Parameters of each: {", ".join(arguments)}.
+   aN: argument N (pointers to memory of the device; 8 bytes of anything where it is but a size). tN: pointer to bytes[N] bytes
+   of the device's memory. sN: integers[N]. Blocks to start kernel N with: blocks[N]. pN: the value of argument N."""
+    header = _header(name, f"{name}_plan", about, "", given, [*body, "return 0;"])
+    nvidia = llvm.TARGETS[target].kind == "nvptx"
+    code = device.assembly().encode() if nvidia else llvm.emit_object(device.text, target)
+    return {f"{name}.{target}.h": header.encode(), f"{name}.{target}.{'ptx' if nvidia else 'o'}": code}
+
+
+def _size(size: Size, known: Mapping[str, str]) -> str:
+    """Return a size as an expression of C."""
+
+    def factor(f: str | Ceil) -> str:
+        if isinstance(f, str):
+            return known.get(f, f)
+        top, under = _size(f.numerator, known), _size(f.denominator, known)
+        return f"({top} / {under} + ({top} % {under} > 0))"
+
+    terms = [" * ".join([f"INT64_C({c})" if c != 1 or not f else "", *map(factor, f)]).removeprefix(" * ") for c, f in size.terms]
+    return f"({' + '.join(terms) or '0'})"
+
+
+def _about(operator: Operator) -> str:
+    proof = operator.router.proof
+    assert proof is not None
     conditions = [f"a{i} = {v}" for i, v in proof.lifted.pinned.items()]
     conditions += [f"a{i} a multiple of {u}" for i, u in proof.units.items() if u > 1]
     conditions += [f"{proof.smallest[i]} <= a{i} <= {proof.largest[i]}" for i in proof.units]
-    about = f"{operator.name}, lifted, for {'; '.join(conditions) or 'all sizes'}:\n   {_comment(operator.formula)}"
-    return made.text, _header(name, about, prototypes, given, body)
+    return f"{operator.name}, lifted, for {'; '.join(conditions) or 'all sizes'}:\n   {_comment(operator.formula)}"
 
 
 def _as_written(operator: Operator, name: str) -> tuple[str, str]:
@@ -168,13 +222,13 @@ def _as_written(operator: Operator, name: str) -> tuple[str, str]:
     prototype = f"void gewu_{name}(void *block, int32_t gx, int32_t gy, int32_t gz, int64_t lo, int64_t hi);"
     about = f"{operator.name}, as it is written, for blocks of {' x '.join(map(str, block))} threads"
     given = ["int32_t gx", "int32_t gy", "int32_t gz", *_declared(operator)]
-    return text, _header(name, about, prototype, given, body)
+    return text, _header(name, name, about, prototype, given, body)
 
 
-def _header(name: str, about: str, prototypes: str, given: Sequence[str], body: Sequence[str]) -> str:
+def _header(name: str, function: str, about: str, prototypes: str, given: Sequence[str], body: Sequence[str]) -> str:
     lines = "\n".join(f"    {line}" for line in body)
     arguments = ", ".join(given) or "void"
-    return _HEADER.format(upper=name.upper(), name=name, about=about, prototypes=prototypes, given=arguments, body=lines)
+    return _HEADER.format(upper=name.upper(), name=function, about=about, prototypes=prototypes, given=arguments, body=lines)
 
 
 def _declared(operator: Operator) -> list[str]:

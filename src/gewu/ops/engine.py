@@ -30,7 +30,7 @@ REFERENCES: Final = {
 }
 TARGETS: Final = (
     *("x86_64", "x86_64-v3", "x86_64-v4", "aarch64", "aarch64-sve", "riscv64", "riscv64-v", "loongarch64", "loongarch64-lasx"),
-    *("gfx90a", "gfx942"),
+    *("gfx90a", "gfx942", "sm_80", "sm_90"),
 )
 STATUSES: Final = ("lifted", "spmd", "unlaunched", "refused")
 _LIMIT: Final = 1 << 27

@@ -81,12 +81,18 @@ class Device:
 
     def complete(self, args: Sequence[Any], launch: Mapping[str, int]) -> list[Any]:
         """Return what all kernels are started with: arrays as given, scalars in their types, new arrays between, integers."""
-        given = [dtype_of(self.scalars[i]).type(a) if i in self.scalars else a for i, a in enumerate(args[: self.arguments])]
+        given = [_scalar(a, self.scalars[i]) if i in self.scalars else a for i, a in enumerate(args[: self.arguments])]
         given += [np.zeros(length.value(launch), dtype_of(kind)) for kind, length in self.between]
         for entry in self.integers:
             size = entry.value(launch) if isinstance(entry, Size) else args[entry[0]].nbytes * 8 // WIDTH[entry[1]]
             given.append(np.int64(size))
         return given
+
+
+def _scalar(value: Any, kind: str) -> Any:
+    """Return a number in a type; one of NumPy's own passes its bits where the type says no more (b32)."""
+    dtype = dtype_of(kind)
+    return value.view(dtype) if kind[0] == "b" and kind != "bf16" and isinstance(value, np.generic) else dtype.type(value)
 
 
 @dataclass(slots=True)

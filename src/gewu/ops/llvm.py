@@ -164,7 +164,11 @@ def _emit(text: str, target: str, what: str, fast: bool) -> bytes:
     if target not in TARGETS:
         raise InputError("unknown target", key="target", value=target, allowed=", ".join(TARGETS))
     command = [sys.executable, "-m", "gewu.ops.llvm", target, what]
-    done = subprocess.run(command, input=_complete(text, target, fast).encode(), capture_output=True, timeout=300, check=False)
+    given = _complete(text, target, fast).encode()
+    try:
+        done = subprocess.run(command, input=given, capture_output=True, timeout=compiler.TIMEOUT, check=False)
+    except subprocess.TimeoutExpired:
+        raise ResourceError(f"LLVM takes more than {compiler.TIMEOUT:.0f} s", key=target) from None
     if done.returncode == InputError.exit_code:
         raise InputError(done.stderr.decode(errors="replace").strip(), key=target)
     if done.returncode:

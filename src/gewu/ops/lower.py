@@ -23,7 +23,7 @@ _COMPARE: Final = {
     **{"eq": "oeq", "ne": "one", "lt": "olt", "le": "ole", "gt": "ogt", "ge": "oge", "num": "ord", "nan": "uno"},
     **{"equ": "ueq", "neu": "une", "ltu": "ult", "leu": "ule", "gtu": "ugt", "geu": "uge"},
 }
-_ROUND: Final = {"rni": "roundeven", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}
+_ROUND: Final = {"rni": "rint", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}
 _DIRECT: Final = {"ex2": "exp2", "lg2": "log2", "sin": "sin", "cos": "cos", "tanh": "tanh"}
 _PLAIN: Final = {"floor": "floor", "ceil": "ceil", "trunc": "trunc", "round": "round"}
 _SCALAR: Final = frozenset({"f16", "bf16", "f32", "f64"})

@@ -1,22 +1,17 @@
-"""A program as one LLVM text that stands alone: a C function for any CPU target, kernels for GPU targets.
+"""A program as one LLVM text that stands alone: a C function for any CPU target.
 
 The C function is `int32_t NAME(void **args, const int64_t *launch, void *work)`. `args` are 64-bit slots: pointers to arrays,
 bits of scalars. `launch` holds the integers named in `names`: those of the launch, then `bytesN`, the length of array N in
 bytes, where one is needed. `work` points to `int64_t NAME_work(const int64_t *launch)` bytes, aligned to 64. It returns 1 when
 an index that was read from an array points outside, else 0. Nothing else is called but the C mathematics library on targets
-without fused multiply-add.
-
-On GPUs each step is a kernel `NAME_stepN(args, sizes, units)` that spreads the units of its outermost loop over all threads;
-the host fills `sizes` and starts the steps in order"""
+without fused multiply-add."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
 
 from gewu.core.errors import InputError
-from gewu.ops import llvm
 from gewu.ops.forms import Built, Form, Step, arguments_of, build
 from gewu.ops.ir import WIDTH
 from gewu.ops.lower import Lower, Module
@@ -24,26 +19,18 @@ from gewu.ops.nest_parts import Choice
 from gewu.ops.sizes import Ceil, Size
 from gewu.ops.tensor import Program
 
-_INDEX: Final = {
-    "amdgpu": ("@llvm.amdgcn.workitem.id.x", "@llvm.amdgcn.workgroup.id.x", "amdgpu_kernel"),
-    "nvptx": ("@llvm.nvvm.read.ptx.sreg.tid.x", "@llvm.nvvm.read.ptx.sreg.ctaid.x", "ptx_kernel"),
-}
-BLOCK: Final = 256
-"""Threads in a block of a GPU kernel."""
-
 
 @dataclass(frozen=True, slots=True)
 class Standalone:
-    """A text and what its caller must know: the function's name, the entries of `launch`, and a C header."""
+    """A text and what its caller must know: the function's name, and the entries of `launch`."""
 
     name: str
     text: str
     names: tuple[str, ...]
-    header: str
 
 
 def standalone(program: Program, name: str = "kernel", choice: Choice | None = None) -> Standalone:
-    """Return a program as a C function in LLVM text, with its header.
+    """Return a program as a C function in LLVM text.
 
     Raises:
         Unsupported: an operation that has no code.
@@ -64,78 +51,11 @@ def standalone(program: Program, name: str = "kernel", choice: Choice | None = N
             text = text.replace(f"@{step.function.name}(", f"@{name}.{step.function.name}(")
             text = text.replace(f"@{step.function.name}.body(", f"@{name}.{step.function.name}.body(")
     text = text.replace("define void @", "define internal void @")
-    return Standalone(name, text, names, _header(name, names))
-
-
-def gpu_text(program: Program, target: str, name: str = "kernel") -> str:
-    """Return the steps of a program as kernels for a GPU target of `llvm.TARGETS`.
-
-    Raises:
-        InputError: the target is not a GPU.
-    """
-    kind = llvm.TARGETS[target].kind if target in llvm.TARGETS else ""
-    if kind not in _INDEX:
-        raise InputError("is not a GPU target", key="target", value=target)
-    built = build(program, Form(blas=False), Choice(tile=32, unroll=1), arguments_of(program)[0])
-    text = (
-        built.text.replace(" noinline #0", " alwaysinline")
-        .replace("define void @", "define internal void @")
-        .replace(" #0 {", " {")
-    )
-    if kind == "amdgpu":
-        text = re.sub(
-            r"  (%m\d+) = alloca (.*), align 64",
-            r"  \1.p = alloca \2, align 64, addrspace(5)\n  \1 = addrspacecast ptr addrspace(5) \1.p to ptr",
-            text,
-        )
-    thread, block, convention = _INDEX[kind]
-    kernels = [_kernel(f"{name}_step{n}", step.function.name, thread, block, convention) for n, step in _nests(built)]
-    return "\n".join([text, f"declare i32 {thread}()", f"declare i32 {block}()", *kernels])
-
-
-def _nests(built: Built) -> list[tuple[int, Step]]:
-    return [(n, step) for n, step in enumerate(built.steps) if isinstance(step, Step)]
-
-
-def _kernel(name: str, function: str, thread: str, block: str, convention: str) -> str:
-    """Return a kernel in which thread t of all does unit t; the host starts at least as many threads as units."""
-    return f"""
-define {convention} void @{name}(ptr addrspace(1) %args, ptr addrspace(1) %sizes, i64 %units) {{
-  %t = call i32 {thread}()
-  %b = call i32 {block}()
-  %first = mul i32 %b, {BLOCK}
-  %sum = add i32 %first, %t
-  %lo = zext i32 %sum to i64
-  %inside = icmp slt i64 %lo, %units
-  br i1 %inside, label %work, label %done
-work:
-  %hi = add i64 %lo, 1
-  %a = addrspacecast ptr addrspace(1) %args to ptr
-  %s = addrspacecast ptr addrspace(1) %sizes to ptr
-  call void @{function}(ptr %a, ptr %s, i64 %lo, i64 %hi)
-  br label %done
-done:
-  ret void
-}}"""
+    return Standalone(name, text, names)
 
 
 def _declared(text: str) -> set[str]:
     return {line for line in text.splitlines() if line.startswith("declare ")}
-
-
-def _header(name: str, names: tuple[str, ...]) -> str:
-    entries = "\n".join(f" *   launch[{place}] = {entry}" for place, entry in enumerate(names)) or " *   (none)"
-    return f"""#ifndef GEWU_{name.upper()}_H
-#define GEWU_{name.upper()}_H
-#include <stdint.h>
-/* args: 64-bit slots, pointers to arrays and bits of scalars, in the order of the kernel's arguments.
- * launch:
-{entries}
- * work: {name}_work(launch) bytes, aligned to 64. Returns 1 when an index read from an array points outside, else 0. */
-int64_t {name}_work(const int64_t *launch);
-int32_t {name}(void **args, const int64_t *launch, void *work);
-#endif
-"""
 
 
 class _Driver:
@@ -213,7 +133,7 @@ class _Driver:
             else:
                 value = lower.emit(f"udiv i64 {self._launch(f'bytes{entry[0]}')}, {WIDTH[entry[1]] // 8}")
             self._store("%sizes", place, value)
-        for _, step in _nests(built):
+        for step in (s for s in built.steps if isinstance(s, Step)):
             units = self._units(step)
             lower.lines.append(f"  call void @{step.function.name}(ptr %block, ptr %sizes, i64 0, i64 {units})")
         result = lower.emit(f"trunc i64 {lower.emit('load i64, ptr %flag')} to i32")
