@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gewu.ops.algebra import Arena
 from gewu.ops.formula import formula
 from gewu.ops.ir import Kernel
 from gewu.ops.lift import NotLifted, concrete
+from gewu.ops.recognise import _Search, recognise
 from gewu.ops.rename import renamed
 from gewu.ops.symbolise import Sizes, merge
 from gewu.ops.trace import Nodes, Trace
@@ -103,6 +105,22 @@ def newton(n: int) -> Trace:
     better = r.op("fma", guess, error, guess)
     quotient = r.op("mul", a, better)
     return r.stored(2, r.op("fma", r.op("fma", r.op("neg", b), quotient, a), better, quotient))
+
+
+def test_one_search_tells_a_function_of_maxima_taken_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each lane of a butterfly has another tree of maxima; what is spelled out above is one class all the same."""
+    r, lanes = Recorder(), np.arange(16)
+    parts = [r.load(0, 16 * k + lanes) for k in range(8)]
+    most = [r.load(1, lanes)]
+    for k in range(8):  # half of the lanes: a chain, the others: with a pair far below
+        pair = r.op("max", parts[k], parts[(k + 1) % 8])
+        most.append(r.op("max", most[-1], np.where((lanes < 8) | (k > 2), parts[k], pair)))
+    spelled = r.nodes.add("and", "b32", (), [most[-1], r.nodes.constants(np.full(16, 0x7FFFFFFF), "b32")])
+    arena, asked = Arena(r.stored(2, r.op("add", spelled, r.load(1, lanes))), [0, 1, 2]), []
+    search = _Search.function_at
+    monkeypatch.setattr(_Search, "function_at", lambda self, top: asked.append(top) or search(self, top))
+    recognise(arena)
+    assert len(asked) == 1 and {arena.signatures[s][0] for s in arena.signature[spelled]} == {"abs"}
 
 
 def told(make: Callable[..., Trace], runs: list[tuple[int, ...]], names: list[str], arrays: int) -> str:

@@ -26,6 +26,7 @@ from gewu.ops.scalar import apply
 TOLERANCE: Final = 3e-5
 MOST_CLASSES: Final = 200
 MOST_NODES: Final = 400
+LEVELS: Final = 4
 Bits = NDArray[np.uint64]
 
 _TRICKS: Final = frozenset(
@@ -73,20 +74,27 @@ def recognise(arena: Arena) -> None:
     special_ = _suspicious(arena)
     if not special_.any():
         return
-    form = _forms(arena)
+    form = _forms(arena, special_)
+    own = np.array([_is_trick(*s) for s in arena.signatures])[arena.signature]
     floating = np.array([s[1] in ("f32", "f64", "b32", "b64") and s[0] not in ("const", *_LEAVES) for s in arena.signatures])
     wanted = np.flatnonzero(special_ & floating[arena.signature])
     _, first, label = np.unique(form[:, wanted].round(10), axis=1, return_index=True, return_inverse=True)
-    label = np.reshape(label, -1)
-    order = np.argsort(first)
-    search = _Search(arena, special_)
-    for number in order[:MOST_CLASSES].tolist():
+    order = np.argsort(np.reshape(label, -1), kind="stable")
+    classes = np.split(wanted[order], np.cumsum(np.bincount(np.reshape(label, -1)))[:-1])
+    search, tried = _Search(arena, special_), 0
+    for number in np.argsort(first).tolist():
+        nodes = classes[number]
+        special_[nodes] = own[nodes] | (special_[arena.args[nodes]] & (arena.args[nodes] >= 0)).any(axis=1)
+        if not special_[nodes].any():  # all that was no algebra below has been told
+            continue
         arena.check_time()
-        top = int(wanted[first[number]])
-        found = search.function_at(top)
+        tried += 1
+        if tried > MOST_CLASSES:
+            break
+        found = search.function_at(int(wanted[first[number]]))
         if found is not None:
             name, type_, paths = found
-            _replace(arena, special_, wanted[label == number], name, type_, paths)
+            _replace(arena, special_, nodes, name, type_, paths)
 
 
 def _replace(arena: Arena, special_: Any, nodes: NDArray[np.int64], name: str, type_: str, paths: list[list[int]]) -> None:
@@ -123,21 +131,32 @@ def _is_trick(op: str, type_: str, mods: tuple[str, ...]) -> bool:
     return op in _TRICKS or bool(_ROUNDINGS & set(mods) and type_ in FLOATS and op != "cvt")
 
 
-def _forms(arena: Arena) -> NDArray[np.float64]:
-    """Return two values per node that are equal for equal trees whose array elements may differ."""
-    values = np.zeros((2, len(arena.signature)))
-    for start, stop in arena.batches():
-        op, type_, mods = arena.signatures[arena.signature[start]]
+def _forms(arena: Arena, special_: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return two values per node that are equal for equal trees whose array elements may differ.
+
+    Of what is plain algebra only the top LEVELS count: in which order a maximum was taken below an `exp` is no matter here.
+    """
+    values = np.full((2, len(arena.signature)), 0.5)
+    weights = np.array([[[mix(op, k, sample) for k in range(4)] for op, *_ in arena.signatures] for sample in (0, 1)])
+    phases = np.array([[mix(*signature, sample) for signature in arena.signatures] for sample in (0, 1)])
+    constant = np.array([s[0] == "const" for s in arena.signatures])[arena.signature]
+    plain = np.flatnonzero(~special_ & ~constant)
+    for sample in (0, 1):
+        values[sample, constant] = np.sin(arena.data[constant].astype(np.float64) * (1.37 + sample)) + 2.0
+
+    def grow(nodes: Any) -> None:
+        which, args = arena.signature[nodes], arena.args[nodes]
         for sample in (0, 1):
-            if op == "const":
-                values[sample, start:stop] = np.sin(arena.data[start:stop].astype(np.float64) * (1.37 + sample)) + 2.0
-                continue
-            phase: Any = mix(op, type_, mods, sample)
-            for k in range(4):
-                column = arena.args[start:stop, k]
-                if column[0] >= 0:
-                    phase = phase + mix(op, k, sample) * values[sample][column]
-            values[sample, start:stop] = 1.0 + 0.4 * np.sin(2.0 * phase)
+            below = np.where(args >= 0, values[sample][args], 0.0)
+            values[sample, nodes] = 1.0 + 0.4 * np.sin(
+                2.0 * (phases[sample][which] + (weights[sample][which] * below).sum(axis=1))
+            )
+
+    for _ in range(LEVELS):
+        grow(plain)
+    for start, stop in arena.batches():
+        if special_[start:stop].any():
+            grow(np.arange(start, stop)[special_[start:stop]])
     return values
 
 
@@ -200,7 +219,7 @@ class _Search:
     def _closed(self, seen: set[int]) -> set[int]:
         """Add a few levels of algebra below, so that |x| and x*x are seen to depend on x."""
         frontier = [n for n in seen if not self.special[n]]
-        for _ in range(4):
+        for _ in range(LEVELS):
             below = {c for n in frontier if self._op(n) not in _LEAVES for c in self._children(n)} - seen
             if len(seen) + len(below) > MOST_NODES:
                 break
