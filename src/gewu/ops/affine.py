@@ -11,6 +11,7 @@ What is found holds for the sizes of this run and is numbers only; `symbolise` m
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gewu.ops import tensor
-from gewu.ops.digits import Digits, digits_of
+from gewu.ops.digits import Digits, digits_of, partial_digits_of
 from gewu.ops.ir import WIDTH
 from gewu.ops.sizes import Affine, Size
 from gewu.ops.template import ABSENT, NotLifted, Term
@@ -94,7 +95,28 @@ class Fit:
         for chosen in self._candidates():
             if chosen.any() and self._try_outer(chosen):
                 return
-        raise NotLifted("the places read and written follow no index that gewu recognises")
+        if not self._try_partial():
+            raise NotLifted("the places read and written follow no index that gewu recognises")
+
+    def _try_partial(self) -> bool:
+        """Find digits of all outputs at once, from the first terms of those that lack none: they need not be a box."""
+        count = len(self.places)
+        known = [leaf.valid.reshape(count, -1) for leaf in self.leaves]
+        whole = np.stack([np.ones(count, np.bool_), *(k.all(axis=1) for k in known)], axis=1)
+        rows = np.stack([self.places, *self.first], axis=1)
+        digits = partial_digits_of(rows, whole)
+        if digits is None or not whole.any(axis=0).all():
+            return False
+        number, columns = np.arange(count), []
+        for radix, _ in digits:
+            columns.append(number % radix)
+            number = number // radix
+        self.extents = [radix for radix, _ in reversed(digits)]
+        self.coordinate = np.stack(columns[::-1], axis=1) if columns else np.zeros((count, 0), np.int64)
+        self.strides = np.array([stride for _, stride in reversed(digits)], np.int64).reshape(len(digits), rows.shape[1])
+        relative = rows - self.coordinate @ self.strides
+        self.base = np.take_along_axis(relative, whole.argmax(axis=0)[None], axis=0)[0]
+        return bool(((relative == self.base) | ~whole).all())
 
     def _try_outer(self, chosen: NDArray[np.bool_]) -> bool:
         rows = np.stack([self.places, *self.first], axis=1)
@@ -278,29 +300,30 @@ class Fit:
         rest = int(np.prod(extents[count:]))
         flat = np.ravel_multi_index(tuple(self.coordinate.T), tuple(self.extents)) if count else np.zeros(1, np.int64)
         tensor_.reshape(-1, rest)[flat] = there.reshape(len(flat), rest)
-        found: list[Affine] = []
+        found: list[tuple[Affine, NDArray[np.bool_]]] = []
         left = np.ones_like(tensor_)
         grids = np.indices(extents, sparse=True)
-        for constraint in _searches(tensor_, names, grids):
-            holds = constraint[1]
-            if (left & ~holds).any():
-                found.append(constraint[0])
-                left = left & holds
+        forms = [form for index, _ in bounds for form in _forms(index, names)]
+        limits = (limit for index, values in bounds for limit in self._limits(index, values, tensor_, flat))
+        for constraint in itertools.chain(_searches(tensor_, names, grids, forms), limits):
+            if (left & ~constraint[1]).any():
+                found.append(constraint)
+                left = left & constraint[1]
             if (left == tensor_).all():
-                return tuple(found)
-        for index, predicted in bounds:
-            values = np.zeros_like(tensor_, np.int64)
-            values.reshape(-1, rest)[flat] = predicted.reshape(len(flat), rest)
-            low, high = int(values[tensor_].min()), int(values[tensor_].max())
-            axes, strides, offset = [n for n, _ in index.terms], [_number(s) for _, s in index.terms], _number(index.offset)
-            upper = _affine(axes, [-s for s in strides], high - offset)
-            for holds, affine in ((values <= high, upper), (values >= low, _affine(axes, strides, offset - low))):
-                if (left & ~holds).any():
-                    found.append(affine)
-                    left = left & holds
-            if (left == tensor_).all():
-                return tuple(found)
+                return _needed(found, tensor_)
         raise NotLifted("terms are left out by a rule that gewu does not recognise")
+
+    def _limits(
+        self, index: Affine, predicted: Longs, there: NDArray[np.bool_], flat: Longs
+    ) -> Iterator[tuple[Affine, NDArray[np.bool_]]]:
+        """Yield a bound from above and one from below on a whole index."""
+        values = np.zeros_like(there, np.int64)
+        rest = there.size // math.prod(self.extents)
+        values.reshape(-1, rest)[flat] = predicted.reshape(len(flat), rest)
+        low, high = int(values[there].min()), int(values[there].max())
+        axes, strides, offset = [n for n, _ in index.terms], [_number(s) for _, s in index.terms], _number(index.offset)
+        yield _affine(axes, [-s for s in strides], high - offset), values <= high
+        yield _affine(axes, strides, offset - low), values >= low
 
 
 def _number(size: Size) -> int:
@@ -313,8 +336,28 @@ def _affine(names: Sequence[str], strides: Sequence[Any], offset: int) -> Affine
     return Affine(tuple((n, Size.of(int(s))) for n, s in zip(names, strides, strict=True)), Size.of(offset))
 
 
-def _searches(there: NDArray[np.bool_], names: list[str], grids: Any) -> Iterator[tuple[Affine, NDArray[np.bool_]]]:
-    """Yield inequalities in one digit, then in two, that hold wherever `there` does and are as tight as can be."""
+def _needed(found: list[tuple[Affine, NDArray[np.bool_]]], there: NDArray[np.bool_]) -> tuple[Affine, ...]:
+    """Return conditions without those that follow from the others: what is tight at the sizes of a run need not be a rule."""
+    for constraint in list(found):
+        others = [other for other in found if other is not constraint]
+        if others and (np.logical_and.reduce([holds for _, holds in others]) == there).all():
+            found = others
+    return tuple(affine for affine, _ in found)
+
+
+def _forms(index: Affine, names: list[str]) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield the coordinates in an index: digits, and factors, whose strides are small multiples of one of the strides."""
+    strides = [_number(index.stride(name)) for name in names]
+    for unit in sorted({abs(s) for s in strides if s}):
+        chosen = [d for d, s in enumerate(strides) if s and s % unit == 0 and abs(s) <= _SLOPES[3] * unit]
+        if len(chosen) > 2:
+            yield chosen, [strides[d] // unit for d in chosen]
+
+
+def _searches(
+    there: NDArray[np.bool_], names: list[str], grids: Any, forms: list[tuple[list[int], list[int]]]
+) -> Iterator[tuple[Affine, NDArray[np.bool_]]]:
+    """Yield inequalities in one digit, in two, then in those of a form, that hold where `there` does, as tight as can be."""
     dims = range(there.ndim)
     for d in dims:
         line = there.any(axis=tuple(k for k in dims if k != d))
@@ -333,6 +376,8 @@ def _searches(there: NDArray[np.bool_], names: list[str], grids: Any) -> Iterato
             if (plane == ((line >= low) & (line <= high))).all():
                 yield from _pair(there, [names[a], names[b]], [grids[a], grids[b]], [p, q])
                 break
+    for chosen, slopes in forms:
+        yield from _pair(there, [names[d] for d in chosen], [grids[d] for d in chosen], slopes)
 
 
 def _pair(

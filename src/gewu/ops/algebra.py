@@ -308,8 +308,11 @@ class Arena:
 
     def _zeros(self) -> NDArray[np.bool_]:
         sums = np.array([s[0] in ("add", "sub", "fma", "mul") and s[1] in FLOATS for s in self.signatures], bool)[self.signature]
-        a = np.abs(self.exact[:, np.maximum(self.args, 0)]).max(axis=2)
-        zero = sums & (np.abs(self.exact) <= 1e-13 * a).all(axis=0)
+        chosen = np.flatnonzero(sums)
+        size = np.abs(self.exact)
+        largest = np.maximum.reduce([size[:, np.maximum(self.args[chosen, k], 0)] for k in range(3)])
+        zero = np.zeros(len(sums), np.bool_)
+        zero[chosen] = (size[:, chosen] <= 1e-13 * largest).all(axis=0)
         constant = np.array([s[0] == "const" for s in self.signatures], bool)[self.signature]
         bits = self.data.astype(np.uint64)
         return zero | (constant & ((bits == 0) | (bits == 0x80000000) | (bits == 1 << 63)))

@@ -38,3 +38,45 @@ def digits_of(rows: Longs) -> Digits | None:
         total += (place % radix)[:, None] * stride
         place = place // radix
     return found if (total == delta).all() else None
+
+
+def partial_digits_of(rows: Longs, known: NDArray[np.bool_]) -> Digits | None:
+    """Count rows in a mixed radix as `digits_of` does, where some entries are not known.
+
+    Of each column, what is known in one pass of a digit must be one stretch: a picture without its rim, row by row.  So a digit
+    ends where a row does, although the rim leaves open whether the next row goes on in the same line.
+
+    Args:
+        rows: (n, columns).
+        known: which entries count; the first column tells the rows apart and is known everywhere.
+
+    Returns:
+        (radix, strides of the columns), fast digit first, or None if there is none.
+    """
+    found: Digits = []
+    while (count := len(rows)) > 1:
+        for radix in sorted((r for r in range(2, count + 1) if count % r == 0), reverse=True):
+            level = _level(rows.reshape(-1, radix, rows.shape[1]), known.reshape(-1, radix, rows.shape[1]))
+            if level is not None:
+                stride, rows, known = level
+                found.append((radix, stride))
+                break
+        else:
+            return None
+    return found
+
+
+def _level(rows: Longs, known: NDArray[np.bool_]) -> tuple[Longs, Longs, NDArray[np.bool_]] | None:
+    """Return the strides of a digit (the middle axis) and the rows with it taken off, or None if there is no such digit."""
+    starts = known[:, 0].astype(np.int64) + (known[:, 1:] & ~known[:, :-1]).sum(axis=1)
+    pairs = known[:, 1:] & known[:, :-1]
+    if (starts > 1).any() or not (pairs.any(axis=(0, 1)) | ~known.any(axis=(0, 1))).all():
+        return None
+    steps = np.diff(rows, axis=1)
+    at = pairs.reshape(-1, pairs.shape[2]).argmax(axis=0)
+    stride = np.take_along_axis(steps.reshape(-1, pairs.shape[2]), at[None], axis=0)[0] * pairs.any(axis=(0, 1))
+    if (pairs & (steps != stride)).any():
+        return None
+    base = rows - np.arange(rows.shape[1])[:, None] * stride
+    first = known.argmax(axis=1)
+    return stride, np.take_along_axis(base, first[:, None], axis=1)[:, 0], known.any(axis=1)

@@ -121,7 +121,7 @@ def readings(
     """
     left, reason = budget_s, None
     types = {i: a.dtype.name for i, a in enumerate(args) if isinstance(a, np.ndarray)}
-    for plan in plans(grid, block, args):
+    for plan in plans(kernel, grid, block, args):
         begin = time.thread_time()
         try:
             program = _program(kernel, plan, block, args, shared, begin + left)
@@ -145,7 +145,7 @@ def _program(kernel: Kernel, plan: Plan, block: Shape, args: Sequence[Any], shar
         programs.append(
             concrete(kernel, trace(kernel, (x, y, z), block, run, shared=shared, limit=STEPS, deadline=deadline), args, deadline)
         )
-    program = renamed(merge(programs, Sizes(plan.sizes, plan.names)))
+    program = renamed(merge(programs, Sizes(plan.sizes, plan.names, plan.passes)))
     _check_in_place(program)
     return program
 

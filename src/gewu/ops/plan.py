@@ -4,8 +4,11 @@ A kernel is traced at sizes of a few dozen, three times with sizes that have not
 sizes is not in the kernel but in the host code, which nobody has: it is inferred from the real launch, `(n + 255) / 256` blocks
 for n = 100,000.  Where several rules fit, they are tried in order; where none does, the grid is a size of its own.
 
-Integers up to SMALL are taken as what they are (a kernel width, a flag, a number of heads): the formula holds for these values
-only.
+Integers up to TINY are taken as what they are (a kernel width, a flag): the formula holds for these values only.  Those up to
+SMALL (a number of channels, or of heads) are first looked at as sizes like all others, then taken as what they are.
+
+An axis of the grid that the kernel divides by an argument counts two things, `z = batch * channels + channel`: its rule is
+channels ceil(gz / channels), and a trial has more than one pass of it, or nobody would see where it begins anew.
 """
 
 from __future__ import annotations
@@ -17,16 +20,25 @@ from typing import Any, Final
 
 import numpy as np
 
+from gewu.ops.ir import FLOATS, Kernel
 from gewu.ops.sizes import Ceil, Size
 
+TINY: Final = 4
 SMALL: Final = 16
 RUNS: Final = 3
 AXES: Final = "xyz"
 _FREE: Final = {"gx": (3, 5, 4), "gy": (2, 3, 5), "gz": (4, 2, 3)}
+_PASSES: Final = (2, 3, 2)
 _GENERIC: Final = ((21, 26, 19, 33, 38, 29, 43, 47), (25, 18, 31, 22, 35, 41, 37, 28), (34, 23, 27, 39, 20, 30, 46, 45))
 _FEW: Final = ((11, 14, 9, 17, 12, 15, 19, 13), (13, 9, 15, 11, 17, 14, 12, 18), (17, 12, 14, 13, 10, 11, 16, 9))
+_LENGTHS: Final = ((3, 5, 7, 6), (4, 3, 5, 8), (2, 6, 8, 5))  # of loops that no axis of the grid follows from
 _UNITS: Final = ((5, 7, 9, 6, 11, 8, 13, 10), (6, 11, 5, 8, 7, 13, 9, 12), (9, 5, 8, 11, 6, 7, 10, 14))
+_EXACT: Final = ((2, 3, 1), (3, 1, 2), (1, 2, 3))
+_STYLES: Final = ("generic", "exact", "unit4", "large", "unit16", "unit64", "unitblock")
 _MOST_PLANS: Final = 10
+_FOLLOWED: Final = frozenset(
+    {"special", "param", "mov", "cvt", "add", "sub", "mul", "mulwide", "fma", "shl", "shr", "div", "rem", "and", "or", "bfe", "setp"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +48,12 @@ class Plan:
     pinned: Mapping[int, int]
     grid: tuple[Size, Size, Size]
     sizes: tuple[Mapping[str, int], ...]
+
+    @property
+    def passes(self) -> list[Size]:
+        """How often each divided axis of the grid goes through its argument."""
+        found = [(f"g{axis}", wrapped(rule, f"g{axis}")) for axis, rule in zip(AXES, self.grid, strict=True)]
+        return [Size.named(Ceil(Size.named(axis), Size.named(by))) for axis, by in found if by]
 
     @property
     def names(self) -> list[str]:
@@ -49,43 +67,102 @@ def integers(args: Sequence[Any]) -> dict[int, int]:
     return {i: int(a) for i, a in enumerate(args) if isinstance(a, np.integer)}
 
 
-def plans(grid: tuple[int, int, int], block: tuple[int, int, int], args: Sequence[Any]) -> Iterator[Plan]:
+def wrapped(rule: Size, axis: str) -> str | None:
+    """Return the argument that a rule of the form argument times ceil(axis / argument) is about, or None."""
+    factors = rule.terms[0][1] if len(rule.terms) == 1 else ()
+    whole = [f.denominator for f in factors if isinstance(f, Ceil) and f.numerator == Size.named(axis)]
+    return str(whole[0]) if whole else None
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What a kernel does with its block index: pairs of an axis of the grid and an argument, `("gz", "p3")`.
+
+    `divided`: it divides the one by the other.  `compared`: it compares what follows from the one with what follows from the other.
+    """
+
+    divided: frozenset[tuple[str, str]]
+    compared: frozenset[tuple[str, str]]
+
+
+def hints(kernel: Kernel) -> Hints:
+    """Return what can be seen without running a kernel; registers are taken for all they may hold."""
+    place = {p.offset: f"p{number}" for number, p in enumerate(kernel.parameters)}
+    follows: dict[str, set[str]] = {}
+    divided, compared = set(), set()
+    size = -1
+    while size != (size := sum(map(len, follows.values()))):
+        for instruction in (i for block in kernel.blocks for i in block.code if i.op in _FOLLOWED):
+            sources = [follows.get(s, set()) if isinstance(s, str) else set() for s in instruction.src]
+            if instruction.op == "special" and instruction.mods[0].startswith("ctaid."):
+                sources = [{f"g{instruction.mods[0][-1]}"}]
+            elif instruction.op == "param" and instruction.src[0] in place:
+                sources = [{place[int(instruction.src[0])]}]
+            for register in instruction.dst:
+                follows.setdefault(register, set()).update(*sources)
+            if instruction.op in ("div", "rem"):
+                divided |= {(a, b) for a in sources[0] for b in sources[1] if len(sources[0]) == len(sources[1]) == 1}
+            elif instruction.op == "setp" and instruction.type not in FLOATS:
+                compared |= {pair for a, b in (sources, sources[::-1]) for pair in _compared(a, b)}
+    axes = {f"g{axis}" for axis in AXES}
+    return Hints(*(frozenset((a, b) for a, b in pairs if a in axes and b not in axes) for pairs in (divided, compared)))
+
+
+def _compared(index: set[str], bound: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of a comparison of what depends on one axis with what depends on none."""
+    axes = [name for name in index if name[0] == "g"]
+    if len(axes) == 1 and not any(name[0] == "g" for name in bound):
+        yield from ((axes[0], name) for name in bound)
+
+
+def plans(kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int], args: Sequence[Any]) -> Iterator[Plan]:
     """Yield ways to read a launch, likeliest first."""
     values = integers(args)
-    pinned = {i: v for i, v in values.items() if v <= SMALL}
-    free = {f"p{i}": v for i, v in values.items() if v > SMALL}
-    made = 0
-    for style in ("generic", "unit4", "large", "unit16", "unit64", "unitblock"):
-        for rules in _grids(grid, block, free):
+    seen = hints(kernel)
+    limits = [TINY, SMALL] if any(TINY < v <= SMALL for v in values.values()) else [SMALL]
+    made: set[Any] = set()
+    for style, limit in itertools.product(_STYLES, limits):
+        pinned = {i: v for i, v in values.items() if v <= limit and not any(f"p{i}" == q for _, q in seen.divided)}
+        free = {f"p{i}": v for i, v in values.items() if i not in pinned}
+        for rules in _grids(grid, block, free, seen):
             if style == "large" and not any(str(rule) in _FREE for rule in rules):
                 continue
-            yield Plan(pinned, rules, tuple(_run(style, number, list(free), rules, block, free) for number in range(RUNS)))
-            made += 1
-            if made >= _MOST_PLANS * 6:
+            plan = Plan(pinned, rules, tuple(_run(style, number, free, rules, block) for number in range(RUNS)))
+            key = (rules, str(plan.sizes))
+            if key not in made:
+                made.add(key)
+                yield plan
+            if len(made) >= _MOST_PLANS * 6:
                 return
 
 
-def _run(
-    style: str, number: int, names: list[str], rules: tuple[Size, ...], block: tuple[int, ...], real: Mapping[str, int]
-) -> dict[str, int]:
+def _run(style: str, number: int, free: Mapping[str, int], rules: tuple[Size, ...], block: tuple[int, ...]) -> dict[str, int]:
     """Return the launch integers of one run."""
     launch = {name: _FREE[name][number] for rule in rules for name in _FREE if str(rule) == name}
-    few = len(names) + len(launch) > 2
-    unit = {"generic": 0, "large": 0, "unit4": 4, "unit16": 16, "unit64": 64, "unitblock": block[0]}[style]
-    for place, name in enumerate(names):
+    few = len(free) + len(launch) > 2
+    unit = {"unit4": 4, "unit16": 16, "unit64": 64, "unitblock": block[0]}.get(style, 0)
+    exact = {n: t for rule in rules for n, t in _tiles(rule) if free[n] % t == 0} if style == "exact" else {}
+    wraps = {axis: wrapped(rule, f"g{axis}") for axis, rule in zip(AXES, rules, strict=True)}
+    apart = [n for n in free if few and not unit and (n in wraps.values() or not any(n in str(rule) for rule in rules))]
+    for place, name in enumerate(free):
         table = _UNITS if unit else _FEW if few else _GENERIC
         launch[name] = table[number][place % len(table[number])] * max(unit, 1)
         if unit >= 64:
             launch[name] = unit * (1 + (place + number * (place + 1)) % 5)
-    if style == "large" and names:
-        longest = max(names, key=lambda name: real[name])
+        if name in exact:
+            launch[name] = exact[name] * _EXACT[number][place % 3]
+    for place, name in enumerate(sorted(apart, key=lambda name: name not in wraps.values())):
+        launch[name] = _LENGTHS[number][place % 4] + place // 4
+    if style == "large" and free:
+        longest = max(free, key=lambda name: free[name])
         launch[longest] = int(block[0] * launch.get("gx", 1) * 2) + _GENERIC[number][0]
     if style == "generic" and number == RUNS - 1:  # at least one run with several blocks: what they do to each other shows
         for name, tile in ((n, t) for rule in rules for n, t in _tiles(rule)):
             if name in launch and launch[name] <= tile:
                 launch[name] += tile
     for axis, rule in zip(AXES, rules, strict=True):
-        launch[f"g{axis}"] = rule.value(launch)
+        by = wraps[axis]
+        launch[f"g{axis}"] = launch[by] * _PASSES[number] if by else rule.value(launch)
     return launch
 
 
@@ -99,16 +176,22 @@ def _tiles(rule: Size) -> Iterator[tuple[str, int]]:
                         yield name, factor.denominator.constant
 
 
-def _grids(grid: tuple[int, ...], block: tuple[int, ...], free: Mapping[str, int]) -> list[tuple[Size, Size, Size]]:
-    """Return the rules that give this grid, likeliest first: each size used for one axis."""
-    options = [_rules(f"g{axis}", g, b, free) for axis, g, b in zip(AXES, grid, block, strict=True)]
+def _grids(
+    grid: tuple[int, ...], block: tuple[int, ...], free: Mapping[str, int], seen: Hints
+) -> list[tuple[Size, Size, Size]]:
+    """Return the rules that give this grid, likeliest first: sizes that the kernel compares with an axis, each used for one."""
+    options = []
+    for axis, blocks, threads in zip(AXES, grid, block, strict=True):
+        by = [Size.named(p) for p in free if (f"g{axis}", p) in seen.divided and blocks % free[p] == 0]
+        options.append([q * Size.named(Ceil(Size.named(f"g{axis}"), q)) for q in by] or _rules(f"g{axis}", blocks, threads, free))
     combined = []
     for ranks in itertools.product(*(range(len(o)) for o in options)):
         rules = tuple(o[r] for o, r in zip(options, ranks, strict=True))
-        used = [name for rule in rules for name in free if name in str(rule)]
+        used = [(f"g{axis}", name) for axis, rule in zip(AXES, rules, strict=True) for name in free if name in str(rule)]
+        odd = sum(pair not in seen.compared and any(axis == pair[0] for axis, _ in seen.compared) for pair in used)
         unknown = sum(str(rule) in _FREE for rule in rules)
-        combined.append((len(used) - len(set(used)), sum(ranks) + 3 * unknown, ranks, rules))
-    combined.sort(key=lambda c: c[:3])
+        combined.append((odd, len(used) - len({name for _, name in used}), sum(ranks) + 3 * unknown, ranks, rules))
+    combined.sort(key=lambda c: c[:4])
     return [rules for *_, rules in combined[:_MOST_PLANS]]  # type: ignore[misc]
 
 

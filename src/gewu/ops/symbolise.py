@@ -8,7 +8,8 @@ that an expression that fits all of them is hardly a coincidence; `verify` has t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -23,15 +24,53 @@ MOST_NAMES = 6
 _DIVISORS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-class Sizes:
-    """Expressions of launch integers by their values in all runs."""
+class _Form:
+    """A size to be: its values in all runs, which are many to look through, and how it is made, which one of them needs."""
 
-    def __init__(self, launches: Sequence[Mapping[str, int]], names: Sequence[str]) -> None:
-        self.launches, self.names = launches, names
-        self.known: dict[Values, Size] = {}
+    __slots__ = ("make", "values")
+
+    def __init__(self, values: Values, make: Callable[[], Size]) -> None:
+        self.values, self.make = values, make
+
+    def __add__(self, other: _Form) -> _Form:
+        return _Form(tuple(map(operator.add, self.values, other.values)), lambda: self.make() + other.make())
+
+    def __mul__(self, other: _Form) -> _Form:
+        return _Form(tuple(map(operator.mul, self.values, other.values)), lambda: self.make() * other.make())
+
+    def plus(self, number: int) -> _Form:
+        """Return the sum with a number."""
+        return _Form(tuple(v + number for v in self.values), lambda: self.make() + Size.of(number))
+
+    def times(self, number: int) -> _Form:
+        """Return a multiple."""
+        return _Form(tuple(v * number for v in self.values), lambda: self.make() * Size.of(number))
+
+    def ceil(self, number: int) -> _Form:
+        """Return the quotient by a number, rounded up."""
+        return _Form(tuple(-(-v // number) for v in self.values), lambda: Size.named(Ceil(self.make(), Size.of(number))))
+
+    def over(self, other: _Form) -> _Form:
+        """Return the quotient, rounded up."""
+        values = tuple(-(-v // w) for v, w in zip(self.values, other.values, strict=True))
+        return _Form(values, lambda: Size.named(Ceil(self.make(), other.make())))
+
+
+class Sizes:
+    """Expressions of launch integers by their values in all runs.
+
+    Args:
+        launches: the integers of the runs.
+        names: which of them vary.
+        passes: quotients that are as good as integers of the launch.
+    """
+
+    def __init__(self, launches: Sequence[Mapping[str, int]], names: Sequence[str], passes: Sequence[Size] = ()) -> None:
+        self.known: dict[Values, _Form] = {}
         self._levels = [self._linear, self._products, self._sums]
-        self._plain = [Size.named(name) for name in names]
-        self._factors: list[Size] = []
+        sizes = [*map(Size.named, names), *passes]
+        self._plain = [_Form(tuple(size.value(launch) for launch in launches), lambda size=size: size) for size in sizes]
+        self._factors: list[_Form] = []
 
     def find(self, values: Values) -> Size:
         """Return the simplest size with these values.
@@ -43,53 +82,57 @@ class Sizes:
             return Size.of(values[0])
         while True:
             if values in self.known:
-                return self.known[values]
+                return self.known[values].make()
             negative = tuple(-v for v in values)
             if negative in self.known:
-                return self.known[negative] * Size.of(-1)
+                return self.known[negative].make() * Size.of(-1)
             if not self._levels:
-                raise NotLifted("a size follows from no size of the launch", value=values)
-            self._add(self._levels.pop(0)())
+                return self._multiple(values)
+            for form in self._levels.pop(0)():
+                self.known.setdefault(form.values, form)
 
-    def _values(self, size: Size) -> Values:
-        return tuple(size.value(launch) for launch in self.launches)
+    def _multiple(self, values: Values) -> Size:
+        """Return a launch integer times a size that is known: strides are long products."""
+        for plain in self._plain:
+            parts = list(zip(values, plain.values, strict=True))
+            if all(part and value % part == 0 for value, part in parts):
+                quotient = tuple(value // part for value, part in parts)
+                if len(set(quotient)) == 1 or quotient in self.known:
+                    return plain.make() * self.find(quotient)
+        raise NotLifted("a size follows from no size of the launch", value=values)
 
-    def _add(self, sizes: Iterator[Size]) -> None:
-        for size in sizes:
-            self.known.setdefault(self._values(size), size)
-
-    def _linear(self) -> Iterator[Size]:
+    def _linear(self) -> Iterator[_Form]:
         plain = self._plain
         yield from plain
         for c, v in itertools.product((-1, 1, -2, 2, -3, 3, -4, 4), plain):
-            yield v + Size.of(c)
+            yield v.plus(c)
         for c, v in itertools.product(_MULTIPLES, plain):
-            yield v * Size.of(c)
+            yield v.times(c)
         pairs = list(itertools.combinations(plain, 2))
         yield from (u * v for u, v in pairs)
         yield from (v * v for v in plain)
-        yield from (Size.named(Ceil(v, Size.of(d))) for d in _DIVISORS for v in plain)
-        yield from (Size.named(Ceil(v + Size.of(1 - d), Size.of(d))) for d in (2, 3, *_DIVISORS[1:]) for v in plain)
-        differences = [u + v * Size.of(-1) for u, v in itertools.permutations(plain, 2)]
+        yield from (v.ceil(d) for d in _DIVISORS for v in plain)
+        yield from (v.plus(1 - d).ceil(d) for d in (2, 3, *_DIVISORS[1:]) for v in plain)
+        differences = [u + v.times(-1) for u, v in itertools.permutations(plain, 2)]
         for c in (0, 1, -1, 2, -2):
-            yield from (d + Size.of(c) for d in differences)
-        yield from (u + v + Size.of(c) for c in (0, 1, -1, -2) for u, v in pairs)
-        yield from (Size.named(Ceil(u, v)) for u, v in itertools.permutations(plain, 2))
-        self._factors = [*plain, *(v + Size.of(c) for c in (-1, 1, -2, 2, -4, 4) for v in plain)]
-        self._factors += [d + Size.of(c) for c in (1, 0) for d in differences]
-        self._factors += [Size.named(Ceil(v, Size.of(d))) for d in _DIVISORS for v in plain]
-        self._factors += [Size.named(Ceil(v + Size.of(1 - d), Size.of(d))) for d in (2, 4) for v in plain]
-        yield from (Size.named(Ceil(v + Size.of(c), Size.of(d))) for d in (2, 3, 4) for c in range(-6, 7) for v in plain)
+            yield from (d.plus(c) for d in differences)
+        yield from ((u + v).plus(c) for c in (0, 1, -1, -2) for u, v in pairs)
+        yield from (u.over(v) for u, v in itertools.permutations(plain, 2))
+        self._factors = [*plain, *(v.plus(c) for c in (-1, 1, -2, 2, -4, 4) for v in plain)]
+        self._factors += [d.plus(c) for c in (1, 0) for d in differences]
+        self._factors += [v.ceil(d) for d in _DIVISORS for v in plain]
+        self._factors += [v.plus(1 - d).ceil(d) for d in (2, 4) for v in plain]
+        yield from (v.plus(c).ceil(d) for d in (2, 3, 4) for c in range(-6, 7) for v in plain)
 
-    def _products(self) -> Iterator[Size]:
+    def _products(self) -> Iterator[_Form]:
         self._factors = self._factors[:MOST_FACTORS]
         yield from (u * v for u, v in itertools.combinations_with_replacement(self._factors, 2))
         yield from (u * v * w for u, v, w in itertools.combinations_with_replacement(self._plain, 3))
         for c in _MULTIPLES[:16]:
-            yield from (u * v * Size.of(c) for u, v in itertools.combinations_with_replacement(self._plain, 2))
-        yield from (Size.named(Ceil(u * v, Size.of(d))) for d in _DIVISORS for u, v in itertools.combinations(self._plain, 2))
+            yield from ((u * v).times(c) for u, v in itertools.combinations_with_replacement(self._plain, 2))
+        yield from ((u * v).ceil(d) for d in _DIVISORS for u, v in itertools.combinations(self._plain, 2))
 
-    def _sums(self) -> Iterator[Size]:
+    def _sums(self) -> Iterator[_Form]:
         if len(self._plain) > MOST_NAMES:
             return
         pairs = [u * v for u, v in itertools.combinations_with_replacement(self._plain, 2)]
@@ -97,9 +140,9 @@ class Sizes:
         for a, b in itertools.product((1, -1, 2, -2), repeat=2):
             for u, v in itertools.combinations(products, 2):
                 for c in (0, 1, -1):
-                    yield u * Size.of(a) + v * Size.of(b) + Size.of(c)
+                    yield (u.times(a) + v.times(b)).plus(c)
         for d, e in itertools.product((-4, -3, -2, 2, 3, 4), (-3, -2, -1, 0, 1, 2, 3)):
-            yield from (u * Size.of(d) + Size.of(e) for u in pairs)
+            yield from (u.times(d).plus(e) for u in pairs)
         yield from (u * p for u in self._factors for p in pairs)
         yield from (a * b * c * d for a, b, c, d in itertools.combinations_with_replacement(self._plain, 4))
 

@@ -103,8 +103,7 @@ class Unifier:
         there = nodes[nodes >= 0]
         if not len(there):
             return Term("const", as_type, number=0)
-        distinct = np.unique(there)
-        numbers = np.unique(arena.signature[distinct])
+        numbers = np.flatnonzero(np.bincount(arena.signature[there]))
         signatures = [arena.signatures[n] for n in numbers]
         sums = [s for s in signatures if _FAMILY.get(s[0]) and _action(s, _FAMILY[s[0]], s[1]) != _KEEP]
         families = {_FAMILY[s[0]] for s in sums}
@@ -228,7 +227,7 @@ class Unifier:
         return Term("reduce", type_, family, children=(body,), number=most, present=present, axis=axis, context=shape.axes)
 
     def _is_load(self, item: Ids) -> bool:
-        return {self.arena.signatures[n][0] for n in np.unique(self.arena.signature[item])} == {"load"}
+        return {self.arena.signatures[n][0] for n in np.flatnonzero(np.bincount(self.arena.signature[item]))} == {"load"}
 
     def _combine(self, family: str, parts: list[tuple[int, Term]], type_: str) -> Term:
         parts.sort(key=lambda part: (part[0] < 0, part[1].kind == "const"))
