@@ -23,7 +23,7 @@ Order to read in:
     ptx*, cubin, sass*, cuda  readers;  clean, ssa, simplify*: what has no effect goes;  interp, scalar, memory: what it all means
     plan, trace, recognise, algebra, template, digits, affine, symbolise, rename, lift   from traces to a formula
     extent, draws, verify     belief;  reference: a formula by dense NumPy;  formula: as text
-    rewrite, stage, nest, contract, lower, vmath, emit        from a formula to loops;  llvm, compiler: machine code
+    rewrite, stage, nest, contract, window, tile, lower, vmath, emit   from a formula to loops;  llvm, compiler: machine code
     pool, native              the threads that run it;  tune: which tiles
     shape, spmd*              the kernel as it is written, in vectors
     standalone, aot           objects with a C header;  ffi, jaxform: JAX

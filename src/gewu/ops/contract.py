@@ -87,7 +87,7 @@ def factors(graph: Graph, e: Expression, kind: str) -> list[Expression]:
 
 def roles(graph: Graph, r: Reduce, extents: Mapping[str, Size]) -> Roles | None:
     """Return the roles of axes when a reduction is a matrix product with rows and columns, else None."""
-    if r.kind != "add" or r.type not in ("f32", "f64") or r.where:
+    if r.kind != "add" or r.type not in ("f32", "f64"):
         return None
     free, inner = graph.free[id(r)], {axis for axis, _ in r.axes}
     parts = factors(graph, r.body, r.type)
@@ -115,13 +115,23 @@ def roles(graph: Graph, r: Reduce, extents: Mapping[str, Size]) -> Roles | None:
     if order.index(rows[-1]) > order.index(columns[-1]):
         left, right, rows, columns = right, left, columns, rows
     named = [tuple((a, extents[a]) for a in names) for names in (sorted(batch, key=order.index), rows, columns)]
-    for few, (_, other), across in ((named[1], right, named[2]), (named[2], left, named[1])):
-        if _count(few) <= FEW and (len(other) > 1 or lies_as_matrix(other[0], r.type, across, r.axes) is None):
-            return None  # the other side would be written to an array to be used a few times only
     return Roles(named[0], named[1], named[2], r.axes, tuple(left[1]), tuple(right[1]))
 
 
-def _count(axes: Axes) -> float:
+def worthwhile(r: Reduce, chosen: Roles) -> bool:
+    """Tell whether a side that does not lie as a matrix is used often enough to be written to an array as one."""
+    if r.where:
+        return False
+    sides = ((chosen.rows, chosen.right, chosen.columns), (chosen.columns, chosen.left, chosen.rows))
+    return all(count(few) > FEW or lies(other, r.type, across, r.axes) for few, other, across in sides)
+
+
+def lies(parts: tuple[Expression, ...], kind: str, outer: Axes, inner: Axes) -> bool:
+    """Tell whether the product of some factors lies in memory as a matrix."""
+    return len(parts) == 1 and lies_as_matrix(parts[0], kind, outer, inner) is not None
+
+
+def count(axes: Axes) -> float:
     """Return the points of axes whose sizes are known; infinity where one is not."""
     total = 1.0
     for _, size in axes:

@@ -21,7 +21,7 @@ import numpy as np
 from gewu.core.errors import InputError
 from gewu.ops import blocks, contract
 from gewu.ops.bounds import span
-from gewu.ops.forms import Form, ProductStep, Step, Variant, arguments_of, compile_form, ranges, small, starved
+from gewu.ops.forms import Form, ProductStep, Step, Variant, arguments_of, compile_form, hollow, ranges, small, starved
 from gewu.ops.ir import WIDTH
 from gewu.ops.native import Parts, address_of, run_nest
 from gewu.ops.nest_parts import Access, Choice
@@ -189,7 +189,7 @@ class Executable:
         """Choose the form for these sizes: small products as nests, reductions in parts where outputs are few."""
         form = Form(blas=bool(choice.blas))
         steps = self._variant(form, choice).built.steps
-        if any(isinstance(s, ProductStep) and small(s.product, launch) for s in steps):
+        if any(small(s.product, launch) if isinstance(s, ProductStep) else hollow(s, launch) for s in steps):
             form = replace(form, blas=False)
             steps = self._variant(form, choice).built.steps
         if threads > 1 and any(isinstance(s, Step) and starved(s, launch, threads) for s in steps):
@@ -317,7 +317,8 @@ def _cuttable(variant: Variant) -> bool:
     """Tell whether a product makes or takes an array between steps."""
     between = {t.buffer for t in variant.built.staged.temporaries}
     products = [s.product for s in variant.built.steps if isinstance(s, ProductStep)]
-    return any(m.buffer in between for p in products for m in (p.left, p.right, p.out))
+    tiles = any(isinstance(s, Step) and s.function.kind == "registers" for s in variant.built.steps)
+    return tiles or any(m.buffer in between for p in products for m in (p.left, p.right, p.out))
 
 
 def _merged(program: Program, aliases: dict[int, int]) -> Program:

@@ -17,12 +17,21 @@ from gewu.ops.rewrite import Axes, Graph, walk
 from gewu.ops.sizes import Ceil, Size
 from gewu.ops.stage import Staged, stage
 from gewu.ops.tensor import MATH, Apply, Assign, Expression, Gather, Load, Program, Reduce, Scalar
+from gewu.ops.tile import TileNest
+from gewu.ops.window import Tiled
 
 GRAIN: Final = 1 << 15
 """Points of work, weighed by what is computed in each, that a range for a thread has at least."""
 ALONE: Final = 1 << 19
 """Points of work, weighed by what is computed in each, below which a second thread does not pay."""
 HEAVY: Final = frozenset(MATH) | {"ex2", "lg2", "sin", "cos", "tanh", "div", "sqrt", "rsqrt", "rcp"}
+FORMS: Final = {
+    "tiles": "column reduction",
+    "single": "scalar",
+    "transpose": "transpose",
+    "registers": "tiles of registers",
+}
+"""What kinds of nests are called where they are described."""
 _PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
@@ -49,7 +58,9 @@ class Step:
         """Return one line saying what this became."""
         written = ", ".join(str(a.buffer) for a in self.assigns)
         reduced = any(isinstance(e, Reduce) for e in walk([a.value for a in self.assigns]))
-        form = {"tiles": "column reduction", "single": "scalar", "transpose": "transpose"}.get(self.function.kind, "nest")
+        form = {"tiles": "column reduction", "single": "scalar", "transpose": "transpose", "registers": "tiles of registers"}.get(
+            self.function.kind, "nest"
+        )
         return f"buffer {written}: {'row reduction' if reduced and form == 'nest' else form}"
 
 
@@ -143,27 +154,17 @@ def build(program: Program, form: Form, choice: Choice, count: int) -> Built:
         if isinstance(group, contract.Product):
             steps.append(ProductStep(group, group.accesses(copies)))
             continue
-        function = _function(graph, module, sizes, f"nest{place}", group, copies, flag, form, choice)
+        name, more = f"nest{place}", {"slots": copies, "flag": flag, "choice": choice, "hoist": form.hoist}
+        if isinstance(group, Tiled):
+            function, group = TileNest(group, graph, module, sizes, name, group.assigns, **more).build(), group.assigns
+        elif len(group) == 1 and transpose.crossing(group[0]):
+            function = transpose.build(module, sizes, name, group[0], copies)
+        else:
+            function = Nest(graph, module, sizes, name, group, **more).build()
         texts.append(function.text)
         heavy = sum(isinstance(e, Apply) and e.op in HEAVY for e in walk([a.value for a in group]))
         steps.append(Step(function, tuple(group), _work(graph, group), 1 + 4 * heavy))
     return Built("\n".join([module.text(), *texts]) if texts else "", steps, sizes, staged, copies, flag + 1)
-
-
-def _function(
-    graph: Graph,
-    module: Module,
-    sizes: Sizes,
-    name: str,
-    group: list[Assign],
-    copies: dict[int, int],
-    flag: int,
-    form: Form,
-    choice: Choice,
-) -> Function:
-    if len(group) == 1 and transpose.crossing(group[0]):
-        return transpose.build(module, sizes, name, group[0], copies)
-    return Nest(graph, module, sizes, name, group, slots=copies, flag=flag, choice=choice, hoist=form.hoist).build()
 
 
 def _work(graph: Graph, group: list[Assign]) -> tuple[tuple[Size, ...], ...]:
@@ -209,6 +210,12 @@ def starved(step: Step, launch: Mapping[str, int], threads: int) -> bool:
     units = -(-step.function.extent.value(launch) // step.function.unit)
     few = step.function.kind in ("rows", "tiles") and units < 2 * threads
     return few and len(step.work) > 1 and points(step, launch) > 2 * GRAIN
+
+
+def hollow(step: Step, launch: Mapping[str, int]) -> bool:
+    """Tell whether a sum that would be computed in tiles has no points, so that its arrays have no places either."""
+    reductions = [e for e in walk([a.value for a in step.assigns]) if isinstance(e, Reduce)]
+    return step.function.kind == "registers" and any(size.value(launch) <= 0 for e in reductions for _, size in e.axes)
 
 
 def ranges(step: Step, launch: Mapping[str, int], threads: int) -> list[tuple[int, int]]:

@@ -11,15 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from gewu.ops.contract import Matrix, Product, Roles, lies_as_matrix, roles
+from gewu.ops.contract import Matrix, Product, Roles, count, lies, lies_as_matrix, roles, worthwhile
 from gewu.ops.rewrite import MINUS, Axes, Graph, collapse, tidy, walk
-from gewu.ops.sizes import Affine, Ceil, Size
+from gewu.ops.sizes import ONE, ZERO, Affine, Ceil, Size
 from gewu.ops.tensor import Apply, Assign, Expression, Gather, Load, Program, Reduce
 from gewu.ops.transpose import crossing
+from gewu.ops.window import Side, Tile, Tiled, plan, row_major
 
 BLOCK: Final = 8192
 PARTS: Final = 64
 STRIDED: Final = 8.0
+BEYOND: Final = Size.of(256)
+"""Elements after an array that tiles may read, and drop."""
+LEAST: Final = 3
+"""Rows of a product, where they are known, from which tiles of registers pay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Staged:
     `copies`: buffers that are written while other elements of them are still to be read: reads go to a copy.
     """
 
-    groups: list[list[Assign] | Product] = field(default_factory=list)
+    groups: list[list[Assign] | Product | Tiled] = field(default_factory=list)
     temporaries: list[Temporary] = field(default_factory=list)
     copies: tuple[int, ...] = ()
 
@@ -53,12 +58,13 @@ class _Stager:
     def group(self, assigns: list[Assign]) -> None:
         """Add a group after the arrays that it needs."""
         assigns = collapse(self.graph, assigns)
+        tiled = Tiled([], [], ("", ONE), ())
         if self.blas:
-            assigns = self._products(assigns)
+            assigns = self._products(assigns, tiled)
             if not assigns:
                 return
-            assigns = collapse(self.graph, assigns)
-        assigns = _ordered(assigns)
+            assigns = assigns if tiled.tiles else collapse(self.graph, assigns)
+        assigns = _reordered(assigns, tiled.chain) if tiled.tiles else _ordered(assigns)
         axes = assigns[0].axes
         while True:
             found = self.graph.reductions([a.value for a in assigns])
@@ -72,7 +78,8 @@ class _Stager:
 
             if load is not r:
                 assigns = [replace(a, value=self.graph.replace(a.value, swap)) for a in assigns]
-        self.staged.groups.append(self._straightened(assigns))
+        tiled.assigns = assigns
+        self.staged.groups.append(tiled if tiled.tiles else self._straightened(assigns))
 
     def _straightened(self, assigns: list[Assign]) -> list[Assign]:
         """Copy what a nest would read across the grain of memory into arrays that lie like its output."""
@@ -85,7 +92,7 @@ class _Stager:
             if not isinstance(e, Load) or e.where or id(e) in inside or not self.graph.free[id(e)] <= names:
                 continue
             used = tuple(item for item in axes if item[0] in self.graph.free[id(e)])
-            if used and used[-1] == axes[-1] and crossing(Assign(-1, e.type, used, _row_major(used)[0], e)):
+            if used and used[-1] == axes[-1] and crossing(Assign(-1, e.type, used, row_major(used)[0], e)):
                 load = self._store(e, e.type, used)
 
                 def swap(other: Expression, e: Expression = e, load: Expression = load) -> Expression | None:
@@ -94,8 +101,8 @@ class _Stager:
                 assigns = [replace(a, value=self.graph.replace(a.value, swap)) for a in assigns]
         return assigns
 
-    def _products(self, assigns: list[Assign]) -> list[Assign]:
-        """Add the matrix products of a group; return what is left of the group."""
+    def _products(self, assigns: list[Assign], tiled: Tiled) -> list[Assign]:
+        """Add the matrix products of a group, and to `tiled` its sums over windows; return what is left of the group."""
         while True:
             extents = dict(assigns[0].axes)
             found = self.graph.reductions([a.value for a in assigns])
@@ -103,7 +110,11 @@ class _Stager:
                 extents.update(r.axes)
             chosen = None
             for r in found:
-                if _points(r) is None and (chosen := roles(self.graph, r, extents)) is not None:
+                sides = roles(self.graph, r, extents) if id(r) not in self.done else None
+                if sides is None or self._tiled(r, sides, assigns, tiled):
+                    continue
+                if _points(r) is None and worthwhile(r, sides):
+                    chosen = sides
                     break
             if chosen is None:
                 return assigns
@@ -123,13 +134,37 @@ class _Stager:
 
             assigns = [replace(a, value=self.graph.replace(a.value, swap)) for a in assigns]
 
+    def _tiled(self, r: Reduce, chosen: Roles, assigns: list[Assign], tiled: Tiled) -> bool:
+        """Add a sum to those that are computed in tiles of registers, if it can be; the arrays that it reads are added first."""
+        axes = frozenset(axis for axis, _ in assigns[0].axes)
+        if self.graph.free[id(r)] != axes or assigns[0].where or count(chosen.rows) < LEAST:
+            return False
+        if not r.where and lies(chosen.right, r.type, chosen.columns, chosen.inner):
+            return False
+        found = plan(self.graph, r, chosen)
+        if found is None or (tiled.tiles and (found.rows, found.chain) != (tiled.rows, tiled.chain)):
+            return False
+        tiled.rows, tiled.chain = found.rows, found.chain
+        tiled.tiles.append(Tile(r, self._filled(found.left, r.type), self._filled(found.right, r.type)))
+        self.done.add(id(r))
+        return True
+
+    def _filled(self, side: Side, kind: str) -> tuple[int, Affine]:
+        """Return the array of a side, filled by a nest before, and the index map by which it is read."""
+        key = ("side", side.axes, id(side.value))
+        if key not in self.known:
+            self.known[key] = self._store(side.value, kind, side.axes, side.where, BEYOND)
+        load = self.known[key]
+        assert isinstance(load, Load)
+        return load.buffer, side.index
+
     def _shared_product(self, r: Reduce, chosen: Roles) -> Expression:
         """Return the load of a product's own array; equal products under other names of axes share it."""
         axes = (*chosen.batch, *chosen.rows, *chosen.columns)
         names = {axis: f"shared{place}" for place, (axis, _) in enumerate(axes)}
         key = ("product", id(self.graph.map_affines(r, lambda m: tidy(m, names))))
         if key not in self.known:
-            index, length = _row_major(axes)
+            index, length = row_major(axes)
             buffer, self.next = self.next, self.next + 1
             self.staged.temporaries.append(Temporary(buffer, r.type, length))
             self._product(chosen, r.type, Matrix(buffer, r.type, index))
@@ -154,7 +189,7 @@ class _Stager:
         used = tuple(item for item in batch if item[0] in self.graph.free[id(total)])
         along = _walk_cost([total], outer[-1][0]), _walk_cost([total], inner[-1][0])
         axes = (*used, *inner, *outer) if along[0] <= along[1] else (*used, *outer, *inner)
-        index, length = _row_major(axes)
+        index, length = row_major(axes)
         buffer, self.next = self.next, self.next + 1
         self.staged.temporaries.append(Temporary(buffer, kind, length))
         names = {axis: f"s{place}" for place, (axis, _) in enumerate(axes)}
@@ -184,10 +219,10 @@ class _Stager:
                 self.known[key] = self._store(value, r.type, used, where)
         return self.known[key]
 
-    def _store(self, value: Expression, kind: str, axes: Axes, where: tuple[Affine, ...] = ()) -> Expression:
-        index, length = _row_major(axes)
+    def _store(self, value: Expression, kind: str, axes: Axes, where: tuple[Affine, ...] = (), beyond: Size = ZERO) -> Expression:
+        index, length = row_major(axes)
         buffer, self.next = self.next, self.next + 1
-        self.staged.temporaries.append(Temporary(buffer, kind, length))
+        self.staged.temporaries.append(Temporary(buffer, kind, length + beyond))
         self.group([Assign(buffer, kind, axes, index, value, where)])
         return self.graph.make(Load(buffer, kind, index))
 
@@ -279,14 +314,6 @@ def _points(r: Reduce) -> int | None:
     return total if total <= 64 else None
 
 
-def _row_major(axes: Axes) -> tuple[Affine, Size]:
-    terms, length = [], Size.of(1)
-    for axis, size in reversed(axes):
-        terms.append((axis, length))
-        length = length * size
-    return tidy(Affine(tuple(terms))), length
-
-
 def _ordered(assigns: list[Assign]) -> list[Assign]:
     """Put the axis along which stores and loads walk memory best last; the others keep their order."""
     axes = assigns[0].axes
@@ -297,8 +324,13 @@ def _ordered(assigns: list[Assign]) -> list[Assign]:
     best = min(reversed(axes), key=lambda item: cost(item[0]), default=None)
     if best is None or best is axes[-1]:
         return assigns
-    order = (*(item for item in axes if item is not best), best)
-    return [replace(a, axes=order) for a in assigns]
+    return _reordered(assigns, (best,))
+
+
+def _reordered(assigns: list[Assign], last: Axes) -> list[Assign]:
+    """Put some axes last, in this order."""
+    axes = (*(item for item in assigns[0].axes if item not in last), *last)
+    return [replace(a, axes=axes) for a in assigns]
 
 
 def _step_cost(index: Affine, axis: str) -> float:
