@@ -2,7 +2,7 @@
 
     ir.Kernel, block -> flow (order, single assignment) -> shapes -> regions between barriers -> LLVM -> blocks on threads
 
-A vector holds 32 threads (fewer where rows of the block are that short, more where a small kernel streams: `spmd_width`).  The function
+A vector holds 32 threads, fewer where rows of the block are short, more where a small kernel streams (`spmd_width`). The function
 
     void NAME(ptr args, i32 gx, i32 gy, i32 gz, i64 lo, i64 hi)
 

@@ -90,7 +90,7 @@ def _load_unit(access: Access, kind: str, address: Val) -> Val:
 def _fetch_next(access: Access, pointer: str, size: int, write: int = 0) -> None:
     """In a loop, ask for the neighbouring vector's elements: it runs next, in steps that no processor foresees."""
     region, b = access.region, access.b
-    if access.space != "global" or not region.flow.inside[region.number]:
+    if access.space != "global" or not (region.flow.inside[region.number] or region.layout.block[0] <= region.layout.lanes):
         return
     b.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
     for line in range(size, 2 * size, 64):

@@ -53,7 +53,7 @@ def analyse_widest(kernel: ir.Kernel, flow: Flow, block: tuple[int, int, int], b
 
 
 def _streams(flow: Flow) -> bool:
-    """Tell whether a kernel is small, has single accesses to global memory in a loop, and nothing that needs a vector to be a warp.
+    """Tell whether a kernel is small, has single accesses to global memory in a loop, and nothing that asks for narrow vectors.
 
     Atomic operations whose old value is used may be locks, for which threads of other warps must be able to run meanwhile.
     Shuffles and barriers in a loop mean that it works on what lies in registers and shared memory more than it streams.
