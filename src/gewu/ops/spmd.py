@@ -2,7 +2,7 @@
 
     ir.Kernel, block -> flow (order, single assignment) -> shapes -> regions between barriers -> LLVM -> blocks on threads
 
-A vector holds 32 threads (16 or 8 where rows of the block are that short and no warp operation needs 32).  The function
+A vector holds 32 threads, fewer where rows of the block are short, more where a small kernel streams (`spmd_width`). The function
 
     void NAME(ptr args, i32 gx, i32 gy, i32 gz, i64 lo, i64 hi)
 
@@ -26,21 +26,20 @@ from typing import Any, Final
 import numpy as np
 
 from gewu.core.errors import InputError
-from gewu.ops import ir, llvm, spmd_cache, spmd_warp
+from gewu.ops import ir, llvm, spmd_cache
 from gewu.ops.native import address_of, run_blocks
 from gewu.ops.pool import THREADS, run_ranges
-from gewu.ops.shape import Layout, analyse
 from gewu.ops.spmd_packets import join_packets
 from gewu.ops.spmd_program import Program, prepare
 from gewu.ops.spmd_region import Region
 from gewu.ops.spmd_values import build_flow
+from gewu.ops.spmd_width import analyse_widest
 
 Grid = tuple[int, int, int]
 STEP_LIMIT: Final = 1 << 26
 """Loop steps that all vectors of a checked launch may take together."""
 CONTEXT_BYTES: Final = 72
 _STACK: Final = 1 << 18
-_LARGE: Final = 1500
 _WORTH_SECONDS: Final = 6e-5
 _WORTH_THREADS: Final = 1 << 15
 _BAD: Final = {1: "the kernel trapped", 2: "access outside of the arrays", 3: "threads of a warp wait at different barriers"}
@@ -225,19 +224,6 @@ def compile_spmd(
     return compiled
 
 
-def lanes_for(kernel: ir.Kernel, block: Grid) -> int:
-    """Return how many threads a vector of this kernel holds."""
-    ops = {i.op for b in kernel.blocks for i in b.code}
-    if ops & spmd_warp.OPS:
-        return 32
-    x, length = block[0], sum(len(b.code) for b in kernel.blocks)
-    if block[1] * block[2] == 1 or x % 32 == 0:
-        return 16 if length > _LARGE or x <= 16 else 32
-    if x % 16 == 0 or x < 8 or x % 8:
-        return 16
-    return 8
-
-
 def write(compiled: Compiled, bounded: bool, native: bool) -> tuple[str, tuple[str, ...]]:
     """Return the LLVM text of a kernel, and the places in it that reports name by number.
 
@@ -247,11 +233,10 @@ def write(compiled: Compiled, bounded: bool, native: bool) -> tuple[str, tuple[s
         native: instructions of AVX-512 may be named.
     """
     kernel, block = compiled.kernel, compiled.block
-    layout = Layout(lanes_for(kernel, block), block, bounded)
     constants = {f"ntid.{axis}": size for axis, size in zip("xyz", block, strict=True)}
     constants |= {f"tid.{axis}": 0 for axis, size in zip("xyz", block, strict=True) if size == 1}
     flow = build_flow(kernel, constants)
-    shapes = analyse(flow, layout)
+    shapes = analyse_widest(kernel, flow, block, bounded)
     join_packets(flow, shapes)
     program = prepare(kernel, flow, shapes, compiled.checked, compiled.shared, native)
     entries = [0, *sorted({node.next[0] for node in flow.nodes if node.stop})]

@@ -88,12 +88,17 @@ def _load_unit(access: Access, kind: str, address: Val) -> Val:
 
 
 def _fetch_next(access: Access, pointer: str, size: int, write: int = 0) -> None:
-    """In a loop, ask for the neighbouring vector's elements: it runs next, in steps that no processor foresees."""
+    """Ask for what runs soon, in steps that no processor foresees.
+
+    In a loop that is the part of the neighbouring vector, elsewhere that of the block after the next one, where rows are short.
+    """
     region, b = access.region, access.b
-    if access.space != "global" or not region.flow.inside[region.number]:
+    looped = bool(region.flow.inside[region.number])
+    if access.space != "global" or not (looped or region.layout.block[0] <= region.layout.lanes):
         return
     b.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
-    for line in range(size, 2 * size, 64):
+    start = size if looped else 2 * size
+    for line in range(start, start + size, 64):
         b.put(f"call void @llvm.prefetch.p0(ptr {b.offset(pointer, str(line))}, i32 {write}, i32 3, i32 1)")
 
 
@@ -210,6 +215,7 @@ def _store_packets(access: Access, values: list[Val]) -> None:
     full, base = access.whole(size * count)
     parts = [b.vec(v) for v in values]
     pointer = access.pointers(base).name
+    _fetch_next(access, pointer, b.lanes * size * count, write=1)
 
     def wide() -> None:
         row, length = parts, b.lanes

@@ -1,0 +1,85 @@
+"""SPMD code: how many threads a vector holds, and that vectors of several warps compute what the interpreter does."""
+
+import numpy as np
+import pytest
+
+from gewu.ops import interp
+from gewu.ops.spmd import compile_spmd
+from gewu.ops.spmd_values import build_flow
+from gewu.ops.spmd_width import analyse_widest
+from tests.ops.assembly import assemble
+from tests.ops.test_spmd import same
+
+STREAM = """
+a:
+  special.b32 rt = | tid.x
+  param.b64 dx = 0
+  param.b64 dy = 8
+  param.b32 rm = 16
+  {start}
+  -> head
+head:
+  setp.s32 p0 = ri rm | lt
+  @p0 bra
+  -> loop end
+loop:
+  mulwide.s32 do = ri 4
+  add.s64 da = dx do
+  ld.s32 rv = da 0 | global
+  {work}
+  add.s64 da = dy do
+  st.s32 da 0 rv | global
+  add.s32 ri = ri {step}
+  -> head
+end:
+  exit
+"""
+
+
+def stream(start: str, work: str, step: int) -> str:
+    """Return a loop in which each thread takes every `step`-th element."""
+    return STREAM.format(start=start, work=work, step=step)
+
+
+BLOCKWISE = stream("mov.b32 ri = rt", "add.s32 rv = rv rt", 128)
+WARPWISE = stream(
+    "shr.u32 rw = rt 5\n  mul.s32 rw = rw 1000\n  and.b32 rl = rt 31\n  add.s32 ri = rw rl", "add.s32 rv = rv rt", 32
+)
+SHUFFLES = stream("mov.b32 ri = rt", "shfl.b32 rv p1 = rv 1 31 | bfly", 128)
+COUNTS = stream("mov.b32 ri = rt", "atom.u32 dy 16380 1 | global add", 128)
+TICKETS = stream("mov.b32 ri = rt", "atom.u32 rv = dy 16380 1 | global add", 128)
+
+
+@pytest.mark.parametrize(
+    ("text", "block", "lanes"),
+    [
+        (BLOCKWISE, (128, 1, 1), 128),
+        (BLOCKWISE, (192, 1, 1), 64),
+        (BLOCKWISE, (96, 1, 1), 32),
+        (BLOCKWISE, (32, 4, 1), 32),
+        (WARPWISE, (128, 1, 1), 32),
+        (SHUFFLES, (128, 1, 1), 32),
+        (COUNTS, (128, 1, 1), 64),
+        (TICKETS, (128, 1, 1), 32),
+    ],
+)
+def test_vectors_are_as_wide_as_a_block_streams(text: str, block: tuple[int, int, int], lanes: int) -> None:
+    kernel = assemble("stream", [8, 8, 4], text)
+    flow = build_flow(kernel, {"tid.y": 0, "tid.z": 0})
+    assert analyse_widest(kernel, flow, block, True).layout.lanes == lanes
+
+
+@pytest.mark.parametrize("text", [BLOCKWISE, WARPWISE, SHUFFLES, COUNTS])
+@pytest.mark.parametrize("count", [0, 1, 77, 640, 1000])
+def test_wide_vectors_compute_what_the_interpreter_does(text: str, count: int) -> None:
+    kernel = assemble("stream", [8, 8, 4], text)
+    results = []
+    for run in ("vectors", "interpreter"):
+        x, y = np.arange(4096, dtype=np.int32), np.zeros(4096, np.int32)
+        args = [x, y, np.int32(count)]
+        if run == "vectors":
+            compile_spmd(kernel, (128, 1, 1)).launch((1, 1, 1), args)
+        else:
+            interp.run(kernel, (1, 1, 1), (128, 1, 1), args)
+        results.append(y)
+    same(*results)
