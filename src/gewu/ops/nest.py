@@ -17,14 +17,13 @@ from typing import Final
 
 from gewu.ops.ir import Unsupported
 from gewu.ops.lower import REDUCE_FLAGS, Lower, Module, Value, literal, llvm_type
-from gewu.ops.nest_parts import Access, Choice, Function, Sizes, accumulator, hints
+from gewu.ops.nest_parts import Access, Choice, Function, Sizes, accumulator, hints, step_cost
 from gewu.ops.rewrite import Axes, Graph, walk
 from gewu.ops.sizes import ONE, Affine, Size
 from gewu.ops.tensor import Apply, Assign, Constant, Expression, Gather, Index, Load, Reduce, Scalar
 
 UNROLLED: Final = 64
 """Points of a constant reduction up to which it is written out."""
-STRIDED: Final = 8.0
 
 
 @dataclass(eq=False, slots=True)
@@ -506,12 +505,7 @@ class Nest:
 
     def _cost(self, axis: str, roots: list[Expression]) -> float:
         """Return what walking memory along an axis costs, summed over the reads inside."""
-        total = 0.0
-        for e in walk(roots):
-            if isinstance(e, Load):
-                stride = e.index.stride(axis).constant
-                total += 0.05 if stride == 0 else 1.0 if stride in (1, -1) else STRIDED
-        return total
+        return sum(step_cost(e.index, axis) for e in walk(roots) if isinstance(e, Load))
 
     def _ordered(self, e: Reduce, group: list[Reduce]) -> Axes:
         """Return the axes of a reduction with the one that walks memory best last."""

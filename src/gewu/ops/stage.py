@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gewu.ops.contract import Matrix, Product, Roles, lies_as_matrix, roles
+from gewu.ops.nest_parts import step_cost
 from gewu.ops.rewrite import MINUS, Axes, Graph, collapse, tidy, walk
 from gewu.ops.sizes import Affine, Ceil, Size
 from gewu.ops.tensor import Apply, Assign, Expression, Gather, Load, Program, Reduce
@@ -19,7 +20,6 @@ from gewu.ops.transpose import crossing
 
 BLOCK: Final = 8192
 PARTS: Final = 64
-STRIDED: Final = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +292,7 @@ def _ordered(assigns: list[Assign]) -> list[Assign]:
     axes = assigns[0].axes
 
     def cost(axis: str) -> float:
-        return _walk_cost([a.value for a in assigns], axis) + sum(2.0 * _step_cost(a.index, axis) for a in assigns)
+        return _walk_cost([a.value for a in assigns], axis) + sum(2.0 * step_cost(a.index, axis) for a in assigns)
 
     best = min(reversed(axes), key=lambda item: cost(item[0]), default=None)
     if best is None or best is axes[-1]:
@@ -301,11 +301,6 @@ def _ordered(assigns: list[Assign]) -> list[Assign]:
     return [replace(a, axes=order) for a in assigns]
 
 
-def _step_cost(index: Affine, axis: str) -> float:
-    stride = index.stride(axis).constant
-    return 0.05 if stride == 0 else 1.0 if stride in (1, -1) else STRIDED
-
-
 def _walk_cost(roots: list[Expression], axis: str) -> float:
     """Return what walking memory along an axis costs, summed over all loads."""
-    return sum(_step_cost(e.index, axis) for e in walk(roots) if isinstance(e, Load))
+    return sum(step_cost(e.index, axis) for e in walk(roots) if isinstance(e, Load))
