@@ -73,6 +73,25 @@ class Function:
     kind: str
 
 
+@dataclass(slots=True)
+class Bounds:
+    """From where to where an innermost loop runs, and its number; the end may be changed while the code inside is made."""
+
+    lo: str
+    hi: str
+    number: int
+
+
+@dataclass(eq=False, slots=True)
+class Level:
+    """A loop (or a condition) that is open: its axes and the code inside it so far."""
+
+    axes: dict[str, Size]
+    lines: list[str]
+    where: tuple[Affine, ...] = ()
+    bounds: Bounds | None = None
+
+
 def step_cost(index: Affine, axis: str) -> float:
     """Return what one step along an axis costs where memory is walked by an index map: a share of a cache line, at most all."""
     stride = index.stride(axis).constant

@@ -13,6 +13,7 @@ from typing import Final
 
 from gewu.ops.contract import Matrix, Product, Roles, lies_as_matrix, roles
 from gewu.ops.nest_parts import step_cost
+from gewu.ops.places import straight
 from gewu.ops.rewrite import MINUS, Axes, Graph, collapse, tidy, walk
 from gewu.ops.sizes import Affine, Ceil, Size
 from gewu.ops.tensor import Apply, Assign, Expression, Gather, Load, Program, Reduce
@@ -238,7 +239,7 @@ def stage(graph: Graph, program: Program, first: int, *, split: bool = False, bl
     """
     groups: dict[tuple[Axes, tuple[Affine, ...]], list[Assign]] = {}
     for assign in program.assigns:
-        graph_value = graph.intern(assign.value)
+        graph_value = straight(graph, graph.intern(assign.value))
         names = {axis: f"o{place}" for place, (axis, _) in enumerate(assign.axes)}
         axes = tuple((names[axis], size) for axis, size in assign.axes)
         value = graph.map_affines(graph_value, lambda m, names=names: tidy(m, names))
