@@ -12,28 +12,18 @@ sizes in the order of `Sizes`, and the part of the outermost loop to do."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from gewu.ops.ir import Unsupported
 from gewu.ops.lower import REDUCE_FLAGS, Lower, Module, Value, literal, llvm_type
-from gewu.ops.nest_parts import Access, Choice, Function, Sizes, accumulator, hints
+from gewu.ops.nest_parts import Access, Bounds, Choice, Function, Level, Sizes, accumulator, hints, step_cost
+from gewu.ops.places import gathered
 from gewu.ops.rewrite import Axes, Graph, walk
 from gewu.ops.sizes import ONE, Affine, Size
 from gewu.ops.tensor import Apply, Assign, Constant, Expression, Gather, Index, Load, Reduce, Scalar
 
 UNROLLED: Final = 64
 """Points of a constant reduction up to which it is written out."""
-STRIDED: Final = 8.0
-
-
-@dataclass(eq=False, slots=True)
-class _Level:
-    """A loop (or a condition) that is open: its axes and the code inside it so far."""
-
-    axes: dict[str, Size]
-    lines: list[str]
-    where: tuple[Affine, ...] = ()
 
 
 class Nest:
@@ -65,10 +55,10 @@ class Nest:
         self.slots, self.flag, self.choice, self.hoist = slots, flag, choice, hoist
         self.names = module.names
         self.entry: list[str] = []
-        self.stack = [_Level({}, [])]
+        self.stack = [Level({}, [])]
         self.lower = Lower(module, self.stack[0].lines)
         self.axis: dict[str, str] = {}
-        self.memo: dict[object, tuple[Value, _Level]] = {}
+        self.memo: dict[object, tuple[Value, Level]] = {}
         self.pointers: dict[int, str] = {}
         self.accesses: list[Access] = []
         self.reductions = graph.reductions([a.value for a in assigns])
@@ -93,7 +83,7 @@ class Nest:
         elif inner and tiled:
             extent, unit, kind = inner[1], self.choice.tile, "tiles"
             first = self.lower.emit(f"mul nsw i64 %lo, {unit}")
-            last = self._minimum(self.lower.emit(f"mul nsw i64 %hi, {unit}"), self._size(inner[1]))
+            last = self.minimum(self.lower.emit(f"mul nsw i64 %hi, {unit}"), self._size(inner[1]))
             self._row(inner, first, last, tiled)
         elif inner:
             extent, kind = inner[1], "elements"
@@ -107,7 +97,7 @@ class Nest:
         counters, rest = [], "%lo"
         sizes = [self._size(size) for _, size in axes]
         for (axis, _), size in zip(reversed(axes), reversed(sizes), strict=True):
-            slot = self._alloca("i64")
+            slot = self.alloca("i64")
             counters.append((axis, slot, size))
             if len(axes) > 1:
                 positive = self.lower.call("i64", "llvm.smax.i64", ("i64", size), ("i64", "1"))
@@ -141,7 +131,7 @@ class Nest:
             return
 
         def one(first: str) -> None:
-            last = self._minimum(self.lower.emit(f"add nsw i64 {first}, {self.choice.tile}"), hi)
+            last = self.minimum(self.lower.emit(f"add nsw i64 {first}, {self.choice.tile}"), hi)
             for height in sorted({self.graph.height[id(r)] for r in tiled}):
                 pending = [r for r in tiled if self.graph.height[id(r)] == height]
                 while pending:
@@ -166,7 +156,7 @@ class Nest:
         for assign, value in zip(self.assigns, values, strict=True):
             name = self.lower.take(value, assign.type)
             self._record(assign.buffer, assign.type, assign.index, (), write=True)
-            place = self._address(self._pointer(assign.buffer), assign.type, self.affine(assign.index))
+            place = self.address(self.pointer(assign.buffer), assign.type, self.affine(assign.index))
             self.lower.lines.append(f"  store {llvm_type(assign.type)} {name}, ptr {place}")
 
     def _text(self) -> str:
@@ -177,7 +167,7 @@ class Nest:
                 "  %any = icmp ne i32 %bad, 0",
                 "  br i1 %any, label %report, label %done",
                 "report:",
-                f"  store i64 1, ptr {self._pointer(self.flag)}",
+                f"  store i64 1, ptr {self.pointer(self.flag)}",
                 "  br label %done",
                 "done:",
             ]
@@ -210,8 +200,9 @@ class Nest:
         innermost: bool = False,
     ) -> None:
         """Emit a loop at the current place; `body` gets the name of its counter."""
-        number, slot, outer = next(self.names), self._alloca("i64"), self.stack[-1]
-        self._open(_Level(axes, [], where))
+        number, slot, outer = next(self.names), self.alloca("i64"), self.stack[-1]
+        bounds = Bounds(lo, hi, number)
+        self._open(Level(axes, [], where, bounds if innermost else None))
         body(f"%i{number}")
         inside = self._close()
         outer.lines += [
@@ -219,7 +210,7 @@ class Nest:
             f"  br label %head{number}",
             f"head{number}:",
             f"  %i{number} = load i64, ptr {slot}",
-            f"  %more{number} = icmp slt i64 %i{number}, {hi}",
+            f"  %more{number} = icmp slt i64 %i{number}, {bounds.hi}",
             f"  br i1 %more{number}, label %body{number}, label %exit{number}",
             f"body{number}:",
             *inside,
@@ -235,13 +226,13 @@ class Nest:
             body()
             return
         test, outer, number = self._test(conditions), self.stack[-1], next(self.names)
-        self._open(_Level({}, [], tuple(conditions)))
+        self._open(Level({}, [], tuple(conditions)))
         body()
         inside = self._close()
         outer.lines += [f"  br i1 {test}, label %then{number}, label %after{number}", f"then{number}:", *inside]
         outer.lines += [f"  br label %after{number}", f"after{number}:"]
 
-    def _open(self, level: _Level) -> None:
+    def _open(self, level: Level) -> None:
         self.stack.append(level)
         self.lower.lines = level.lines
 
@@ -276,7 +267,7 @@ class Nest:
             if stride > 0:
                 lo = self.lower.call("i64", "llvm.smax.i64", ("i64", lo), ("i64", self.lower.emit(f"sub nsw i64 0, {value}")))
             else:
-                hi = self._minimum(hi, self.lower.emit(f"add nsw i64 {value}, 1"))
+                hi = self.minimum(hi, self.lower.emit(f"add nsw i64 {value}, 1"))
         return lo, hi, left
 
     def _floor(self, name: str, divisor: int) -> str:
@@ -285,18 +276,21 @@ class Nest:
         below = self.lower.emit(f"ashr i64 {remainder}, 63")
         return self.lower.emit(f"add nsw i64 {quotient}, {below}")
 
-    def _minimum(self, a: str, b: str) -> str:
+    def minimum(self, a: str, b: str) -> str:
+        """Return the smaller of two i64."""
         return self.lower.call("i64", "llvm.smin.i64", ("i64", a), ("i64", b))
 
-    def _alloca(self, kind: str) -> str:
+    def alloca(self, kind: str) -> str:
+        """Return a new cell on the stack."""
         name = f"%m{next(self.names)}"
         self.entry.append(f"  {name} = alloca {kind}, align 64")
         return name
 
     def _size(self, size: Size) -> str:
-        return str(size.constant) if size.constant is not None else self._runtime(size)
+        return str(size.constant) if size.constant is not None else self.runtime(size)
 
-    def _runtime(self, entry: Size | tuple[int, str]) -> str:
+    def runtime(self, entry: Size | tuple[int, str]) -> str:
+        """Return a size known at the call, or the length of an array, as i64."""
         place = self.sizes.place(entry)
         name = f"%size{place}"
         line = f"  {name} = load i64, ptr %sizeat{place}, !invariant.load !{{}}"
@@ -304,10 +298,12 @@ class Nest:
             self.entry += [f"  %sizeat{place} = getelementptr i64, ptr %sizes, i64 {place}", line]
         return name
 
-    def _pointer(self, slot: int) -> str:
+    def pointer(self, slot: int) -> str:
+        """Return the name of a slot's pointer."""
         return self.pointers.setdefault(slot, f"%a{slot}")
 
-    def _address(self, pointer: str, kind: str, index: str) -> str:
+    def address(self, pointer: str, kind: str, index: str) -> str:
+        """Return the address of an element."""
         return self.lower.emit(f"getelementptr inbounds {llvm_type(kind)}, ptr {pointer}, i64 {index}")
 
     def _record(self, slot: int, kind: str, index: Affine, where: tuple[Affine, ...], write: bool = False) -> None:
@@ -319,10 +315,11 @@ class Nest:
 
     # Values.
 
-    def _depth(self, axes: frozenset[str]) -> int:
+    def depth(self, axes: frozenset[str]) -> int:
+        """Return the depth of the innermost loop over one of these axes."""
         return next((d for d in range(len(self.stack) - 1, 0, -1) if not axes.isdisjoint(self.stack[d].axes)), 0)
 
-    def _at(self, depth: int, make: Callable[[], Value], key: object) -> Value:
+    def at(self, depth: int, make: Callable[[], Value], key: object) -> Value:
         """Make a value in the loop at this depth, or return it when it was made there and is still in scope."""
         found = self.memo.get(key)
         if found is not None and found[1] in self.stack:
@@ -338,7 +335,7 @@ class Nest:
 
     def affine(self, index: Affine) -> str:
         """Return an index map's value as i64; each part is computed in the outermost loop that knows it."""
-        terms = sorted(index.terms, key=lambda t: self._depth(frozenset((t[0],))))
+        terms = sorted(index.terms, key=lambda t: self.depth(frozenset((t[0],))))
         done, total = (), self._size(index.offset)
         for axis, stride in terms:
             done = (*done, (axis, stride))
@@ -349,18 +346,18 @@ class Nest:
                     term = self.lower.emit(f"mul nsw i64 {term}, {self._size(stride)}")
                 return Value(term if total == "0" else self.lower.emit(f"add nsw i64 {total}, {term}"), "s64")
 
-            total = self._at(self._depth(frozenset((axis,))), add, ("affine", done, index.offset)).name
+            total = self.at(self.depth(frozenset((axis,))), add, ("affine", done, index.offset)).name
         return total
 
     def value(self, e: Expression) -> Value:
         """Return the value of an interned expression."""
         if isinstance(e, Constant):
             return Value(literal(e.type, e.bits), e.type)
-        return self._at(self._place(e), lambda: self._make(e), id(e))
+        return self.at(self._place(e), lambda: self._make(e), id(e))
 
     def _place(self, e: Expression) -> int:
         """Return the depth of the loop in which an expression is computed."""
-        depth = self._depth(self.graph.free[id(e)])
+        depth = self.depth(self.graph.free[id(e)])
         if not self.hoist and self.graph.reads[id(e)]:
             depth = max([depth, *(d for d, level in enumerate(self.stack) if level.where)])
         return depth
@@ -370,7 +367,7 @@ class Nest:
             case Load():
                 return self._load(e)
             case Gather():
-                return self._gather(e)
+                return gathered(self, e)
             case Scalar():
                 place = self.lower.emit(f"getelementptr i64, ptr %args, i64 {e.argument}")
                 return Value(self.lower.emit(f"load {llvm_type(e.type)}, ptr {place}"), e.type)
@@ -390,33 +387,29 @@ class Nest:
     def _load(self, e: Load) -> Value:
         slot = self.slots.get(e.buffer, e.buffer)
         self._record(slot, e.type, e.index, e.where)
-        t, pointer = llvm_type(e.type), self._pointer(slot)
+        t, pointer = llvm_type(e.type), self.pointer(slot)
         if not e.where:
-            return Value(self.lower.emit(f"load {t}, ptr {self._address(pointer, e.type, self.affine(e.index))}"), e.type)
+            return Value(self.lower.emit(f"load {t}, ptr {self.address(pointer, e.type, self.affine(e.index))}"), e.type)
         index, test, number = self.affine(e.index), self._test(e.where), next(self.names)
-        cell = self._alloca(t)
+        cell = self.alloca(t)
         self.lower.lines += [
             f"  store {t} {literal(e.type, 0)}, ptr {cell}",
             f"  br i1 {test}, label %then{number}, label %after{number}",
             f"then{number}:",
         ]
-        loaded = self.lower.emit(f"load {t}, ptr {self._address(pointer, e.type, index)}")
+        loaded = self.lower.emit(f"load {t}, ptr {self.address(pointer, e.type, index)}")
         self.lower.lines += [f"  store {t} {loaded}, ptr {cell}", f"  br label %after{number}", f"after{number}:"]
         return Value(self.lower.emit(f"load {t}, ptr {cell}"), e.type)
 
-    def _gather(self, e: Gather) -> Value:
-        slot = self.slots.get(e.buffer, e.buffer)
-        place, length = self.lower.take(self.value(e.place), "b64"), self._runtime((slot, e.type))
+    def report(self, wrong: str) -> None:
+        """Note that a place lies outside of its array where `wrong` holds."""
         if not self.bad:
-            self.bad = self._alloca("i32")
+            self.bad = self.alloca("i32")
             self.entry.append(f"  store i32 0, ptr {self.bad}")
-            self._pointer(self.flag)
-        outside = self.lower.emit(f"icmp uge i64 {place}, {length}")
+            self.pointer(self.flag)
         before = self.lower.emit(f"load i32, ptr {self.bad}")
-        now = self.lower.emit(f"or i32 {before}, {self.lower.emit(f'zext i1 {outside} to i32')}")
+        now = self.lower.emit(f"or i32 {before}, {self.lower.emit(f'zext i1 {wrong} to i32')}")
         self.lower.lines.append(f"  store i32 {now}, ptr {self.bad}")
-        safe = self.lower.emit(f"select i1 {outside}, i64 0, i64 {place}")
-        return Value(self.lower.emit(f"load {llvm_type(e.type)}, ptr {self._address(self._pointer(slot), e.type, safe)}"), e.type)
 
     # Reductions.
 
@@ -455,7 +448,7 @@ class Nest:
         cells = []
         for r in group:
             kind, start = accumulator(r)
-            cells.append(self._alloca(llvm_type(kind)))
+            cells.append(self.alloca(llvm_type(kind)))
             self.lower.lines.append(f"  store {llvm_type(kind)} {start}, ptr {cells[-1]}")
 
         def body() -> None:
@@ -485,7 +478,7 @@ class Nest:
         for extent in extents:
             total *= extent
         for flat in range(total):
-            self._open(_Level(dict(e.axes), self.lower.lines))
+            self._open(Level(dict(e.axes), self.lower.lines))
             for (axis, _), extent in zip(reversed(e.axes), reversed(extents), strict=True):
                 flat, self.axis[axis] = flat // extent, str(flat % extent)
             self.guard(e.where, body)
@@ -508,12 +501,7 @@ class Nest:
 
     def _cost(self, axis: str, roots: list[Expression]) -> float:
         """Return what walking memory along an axis costs, summed over the reads inside."""
-        total = 0.0
-        for e in walk(roots):
-            if isinstance(e, Load):
-                stride = e.index.stride(axis).constant
-                total += 0.05 if stride == 0 else 1.0 if stride in (1, -1) else STRIDED
-        return total
+        return sum(step_cost(e.index, axis) for e in walk(roots) if isinstance(e, Load))
 
     def _ordered(self, e: Reduce, group: list[Reduce]) -> Axes:
         """Return the axes of a reduction with the one that walks memory best last."""
@@ -528,7 +516,7 @@ class Nest:
 
     def _tile(self, inner: tuple[str, Size], first: str, last: str, group: list[Reduce]) -> None:
         """Compute reductions for a tile of the inner output axis: the reduction outside, the tile inside."""
-        cells = [self._alloca(f"[{self.choice.tile} x {llvm_type(accumulator(r)[0])}]") for r in group]
+        cells = [self.alloca(f"[{self.choice.tile} x {llvm_type(accumulator(r)[0])}]") for r in group]
         axis = inner[0]
         narrow = [w for w in group[0].where if axis in w.axes]
 
@@ -553,7 +541,7 @@ class Nest:
             def work(r: Reduce, place: str, t: str) -> None:
                 total = self.lower.emit(f"load {t}, ptr {place}")
                 for step in steps:
-                    shared = [(_Level(level.axes, level.lines, level.where), level) for level in self.stack[-2:]]
+                    shared = [(Level(level.axes, level.lines, level.where, level.bounds), level) for level in self.stack[-2:]]
                     self.stack[-2:] = [new for new, _ in shared]
                     self.axis[fast] = step
                     total = self._combine(r, total)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from gewu.ops.ir import WIDTH
 from gewu.ops.lower import number
 from gewu.ops.rewrite import Axes
 from gewu.ops.sizes import Affine, Size
 from gewu.ops.tensor import Reduce
+
+STRIDED: Final = 8.0
+"""What a step to another cache line costs, where one to the next element costs 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,31 @@ class Function:
     extent: Size
     unit: int
     kind: str
+
+
+@dataclass(slots=True)
+class Bounds:
+    """From where to where an innermost loop runs, and its number; the end may be changed while the code inside is made."""
+
+    lo: str
+    hi: str
+    number: int
+
+
+@dataclass(eq=False, slots=True)
+class Level:
+    """A loop (or a condition) that is open: its axes and the code inside it so far."""
+
+    axes: dict[str, Size]
+    lines: list[str]
+    where: tuple[Affine, ...] = ()
+    bounds: Bounds | None = None
+
+
+def step_cost(index: Affine, axis: str) -> float:
+    """Return what one step along an axis costs where memory is walked by an index map: a share of a cache line, at most all."""
+    stride = index.stride(axis).constant
+    return STRIDED if stride is None else min(abs(stride), STRIDED) if stride else 0.05
 
 
 def accumulator(e: Reduce) -> tuple[str, str]:

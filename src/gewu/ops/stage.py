@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gewu.ops.contract import Matrix, Product, Roles, count, lies, lies_as_matrix, roles, worthwhile
+from gewu.ops.nest_parts import step_cost
+from gewu.ops.places import straight
 from gewu.ops.rewrite import MINUS, Axes, Graph, collapse, tidy, walk
 from gewu.ops.sizes import ONE, ZERO, Affine, Ceil, Size
 from gewu.ops.tensor import Apply, Assign, Expression, Gather, Load, Program, Reduce
@@ -20,7 +22,6 @@ from gewu.ops.window import Side, Tile, Tiled, plan, row_major
 
 BLOCK: Final = 8192
 PARTS: Final = 64
-STRIDED: Final = 8.0
 BEYOND: Final = Size.of(256)
 """Elements after an array that tiles may read, and drop."""
 LEAST: Final = 3
@@ -273,7 +274,7 @@ def stage(graph: Graph, program: Program, first: int, *, split: bool = False, bl
     """
     groups: dict[tuple[Axes, tuple[Affine, ...]], list[Assign]] = {}
     for assign in program.assigns:
-        graph_value = graph.intern(assign.value)
+        graph_value = straight(graph, graph.intern(assign.value))
         names = {axis: f"o{place}" for place, (axis, _) in enumerate(assign.axes)}
         axes = tuple((names[axis], size) for axis, size in assign.axes)
         value = graph.map_affines(graph_value, lambda m, names=names: tidy(m, names))
@@ -319,7 +320,7 @@ def _ordered(assigns: list[Assign]) -> list[Assign]:
     axes = assigns[0].axes
 
     def cost(axis: str) -> float:
-        return _walk_cost([a.value for a in assigns], axis) + sum(2.0 * _step_cost(a.index, axis) for a in assigns)
+        return _walk_cost([a.value for a in assigns], axis) + sum(2.0 * step_cost(a.index, axis) for a in assigns)
 
     best = min(reversed(axes), key=lambda item: cost(item[0]), default=None)
     if best is None or best is axes[-1]:
@@ -333,11 +334,6 @@ def _reordered(assigns: list[Assign], last: Axes) -> list[Assign]:
     return [replace(a, axes=axes) for a in assigns]
 
 
-def _step_cost(index: Affine, axis: str) -> float:
-    stride = index.stride(axis).constant
-    return 0.05 if stride == 0 else 1.0 if stride in (1, -1) else STRIDED
-
-
 def _walk_cost(roots: list[Expression], axis: str) -> float:
     """Return what walking memory along an axis costs, summed over all loads."""
-    return sum(_step_cost(e.index, axis) for e in walk(roots) if isinstance(e, Load))
+    return sum(step_cost(e.index, axis) for e in walk(roots) if isinstance(e, Load))
