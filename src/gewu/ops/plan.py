@@ -37,7 +37,10 @@ _EXACT: Final = ((2, 3, 1), (3, 1, 2), (1, 2, 3))
 _STYLES: Final = ("generic", "exact", "unit4", "large", "unit16", "unit64", "unitblock")
 _MOST_PLANS: Final = 10
 _FOLLOWED: Final = frozenset(
-    {"special", "param", "mov", "cvt", "add", "sub", "mul", "mulwide", "fma", "shl", "shr", "div", "rem", "and", "or", "bfe", "setp"}
+    {
+        *("special", "param", "mov", "cvt", "add", "sub", "mul", "mulwide", "fma", "shl", "shr", "div", "rem"),
+        *("and", "or", "bfe", "setp"),
+    }
 )
 
 
@@ -78,7 +81,7 @@ def wrapped(rule: Size, axis: str) -> str | None:
 class Hints:
     """What a kernel does with its block index: pairs of an axis of the grid and an argument, `("gz", "p3")`.
 
-    `divided`: it divides the one by the other.  `compared`: it compares what follows from the one with what follows from the other.
+    `divided`: it divides the one by the other.  `compared`: it compares what follows from each of them.
     """
 
     divided: frozenset[tuple[str, str]]
@@ -176,9 +179,7 @@ def _tiles(rule: Size) -> Iterator[tuple[str, int]]:
                         yield name, factor.denominator.constant
 
 
-def _grids(
-    grid: tuple[int, ...], block: tuple[int, ...], free: Mapping[str, int], seen: Hints
-) -> list[tuple[Size, Size, Size]]:
+def _grids(grid: tuple[int, ...], block: tuple[int, ...], free: Mapping[str, int], seen: Hints) -> list[tuple[Size, Size, Size]]:
     """Return the rules that give this grid, likeliest first: sizes that the kernel compares with an axis, each used for one."""
     options = []
     for axis, blocks, threads in zip(AXES, grid, block, strict=True):

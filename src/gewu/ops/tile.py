@@ -57,11 +57,11 @@ class TileNest(Nest):
     def _summed(self, tile: Tile, first: str) -> str:
         """Compute a tile of a sum; return the array that then holds it."""
         places = [(i, j) for i in range(ROWS) for j in range(VECTORS)]
-        sums = {place: self._alloca(self.vector) for place in places}
+        sums = {place: self.alloca(self.vector) for place in places}
         for name in sums.values():
             self.lower.lines.append(f"  store {self.vector} zeroinitializer, ptr {name}")
         self._over(tile.reduce.axes, lambda: self._added(tile, first, sums))
-        t, cell = llvm_type(self.kind), self._alloca(f"[{ROWS * self.width} x {llvm_type(self.kind)}]")
+        t, cell = llvm_type(self.kind), self.alloca(f"[{ROWS * self.width} x {llvm_type(self.kind)}]")
         for (i, j), name in sums.items():
             value = self.lower.emit(f"load {self.vector}, ptr {name}")
             place = self.lower.emit(f"getelementptr {t}, ptr {cell}, i64 {i * self.width + j * self.lanes}")
@@ -86,9 +86,9 @@ class TileNest(Nest):
         chain = {axis for axis, _ in self.group.chain}
         (left, rows), (right, columns) = tile.left, tile.right
         base = Affine(tuple(term for term in columns.terms if term[0] not in chain), columns.offset)
-        source = self._address(self._pointer(left), self.kind, self.affine(rows))
+        source = self.address(self.pointer(left), self.kind, self.affine(rows))
         start = self.lower.emit(f"add nsw i64 {self.affine(base)}, {first}")
-        start = self._address(self._pointer(right), self.kind, start)
+        start = self.address(self.pointer(right), self.kind, start)
         loaded = []
         for j in range(VECTORS):
             place = self.lower.emit(f"getelementptr inbounds {t}, ptr {start}, i64 {j * self.lanes}")
@@ -109,7 +109,7 @@ class TileNest(Nest):
         """Compute and store the assignments at the places of a tile that exist."""
         axis, extent = self.group.rows
         low = self.lower.emit(f"mul nsw i64 {self.axis[PANEL]}, {ROWS}")
-        high = self._minimum(self.lower.emit(f"add nsw i64 {low}, {ROWS}"), self._size(extent))
+        high = self.minimum(self.lower.emit(f"add nsw i64 {low}, {ROWS}"), self._size(extent))
 
         def row(index: str) -> None:
             self.axis[axis] = index
@@ -128,12 +128,12 @@ class TileNest(Nest):
         if not rest:
             for tile, cell in zip(self.group.tiles, cells, strict=True):
                 self.tiled[id(tile.reduce)] = (cell, first)
-            self._vector((axis, size), low, self._minimum(high, self._size(size)), [], self._stores)
+            self._vector((axis, size), low, self.minimum(high, self._size(size)), [], self._stores)
             return
         stride = self._size(self.group.tiles[0].right[1].stride(axis))
         low = self.lower.emit(f"sdiv i64 {low}, {stride}")
         high = self.lower.emit(f"add nsw i64 {high}, {self.lower.emit(f'sub nsw i64 {stride}, 1')}")
-        high = self._minimum(self.lower.emit(f"sdiv i64 {high}, {stride}"), self._size(size))
+        high = self.minimum(self.lower.emit(f"sdiv i64 {high}, {stride}"), self._size(size))
 
         def inside(index: str) -> None:
             self.axis[axis] = index
