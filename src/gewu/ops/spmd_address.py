@@ -238,7 +238,8 @@ class Access:
             inside = b.emit(f"call i1 @gewu.within(ptr %ctx, i64 {address}, i64 {size})")
 
             def drop() -> None:
-                small = b.emit(f"trunc i64 {lane} to i{b.lanes}") if b.lanes < 64 else lane
+                change = "trunc" if b.lanes < 64 else "zext"
+                small = lane if b.lanes == 64 else b.emit(f"{change} i64 {lane} to i{b.lanes}")
                 bit = b.emit(f"xor i{b.lanes} {b.emit(f'shl i{b.lanes} 1, {small}')}, -1")
                 b.store(f"i{b.lanes}", b.emit(f"and i{b.lanes} {b.load(f'i{b.lanes}', good)}, {bit}"), good)
                 report(region, "2", lane, address, self.op.where)
