@@ -164,3 +164,4 @@ def test_the_example_is_lifted_whole() -> None:
     engine.run(Config(source=str(EXAMPLE.parent / table["source"]), launches=tuple(shrunk), targets=()), ctx)
     assert ctx.numbers["kernels_lifted"][0] == 4
     assert ctx.numbers["worst_error"][0] < 1e-5
+    assert "tanh(" in ctx.files["formulas.txt"].decode()  # the compiler's polynomial and exponential are put back

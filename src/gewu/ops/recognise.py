@@ -26,6 +26,8 @@ from gewu.ops.scalar import apply
 TOLERANCE: Final = 3e-5
 MOST_CLASSES: Final = 200
 MOST_NODES: Final = 400
+DEEP: Final = 24
+"""Levels of plain algebra where fewer do not lead to an argument: the polynomial that stands for tanh near zero."""
 LEVELS: Final = 4
 Bits = NDArray[np.uint64]
 
@@ -175,7 +177,12 @@ class _Search:
 
     def function_at(self, top: int) -> tuple[str, str, list[list[int]]] | None:
         """Return name, type and the way to the arguments of the function that a node computes, if it is one that is known."""
-        cone = self._cone(top)
+        found = self._within(top, LEVELS)
+        return found or self._within(top, DEEP)
+
+    def _within(self, top: int, levels: int) -> tuple[str, str, list[list[int]]] | None:
+        """Look for a function whose argument lies at most so many levels of plain algebra below its other parts."""
+        cone = self._cone(top, levels)
         if cone is None:
             return None
         dominators = self._dominators(cone)
@@ -201,7 +208,7 @@ class _Search:
     def _op(self, node: int) -> str:
         return self.arena.signatures[self.arena.signature[node]][0]
 
-    def _cone(self, top: int) -> list[int] | None:
+    def _cone(self, top: int, levels: int) -> list[int] | None:
         """Return the nodes below, in order, without what lies below nodes that are plain algebra; None if there are too many."""
         seen, stack = {top}, [top]
         while stack:
@@ -214,12 +221,12 @@ class _Search:
                     stack.append(child)
             if len(seen) > MOST_NODES:
                 return None
-        return sorted(self._closed(seen))
+        return sorted(self._closed(seen, levels))
 
-    def _closed(self, seen: set[int]) -> set[int]:
+    def _closed(self, seen: set[int], levels: int) -> set[int]:
         """Add a few levels of algebra below, so that |x| and x*x are seen to depend on x."""
         frontier = [n for n in seen if not self.special[n]]
-        for _ in range(LEVELS):
+        for _ in range(levels):
             below = {c for n in frontier if self._op(n) not in _LEAVES for c in self._children(n)} - seen
             if len(seen) + len(below) > MOST_NODES:
                 break
