@@ -98,7 +98,7 @@ PROCESSORS: Final = {
     "aarch64-sve": Processor(("-target", "aarch64-linux-musl"), ("qemu-aarch64", "-cpu", "max")),
     "riscv64": Processor(("-target", "riscv64-linux-musl"), ("qemu-riscv64",)),
     "riscv64-v": Processor(("-target", "riscv64-linux-musl"), ("qemu-riscv64", "-cpu", "rv64,v=true,vext_spec=v1.0")),
-    # the C library without vectors, too: qemu has them from 8.1 on
+    # the C library without vectors, too: qemu 7.2 has none
     "loongarch64": Processor(("-target", "loongarch64-linux-musl", "-mcpu=generic_la64+d"), ("qemu-loongarch64",)),
 }
 AMD: Final = ("gfx90a", "gfx942")

@@ -104,11 +104,11 @@ def test_what_cannot_be_made_is_refused(tmp_path: Path) -> None:
         ahead_of_time(found["histogram"], ["gfx942"], tmp_path)
 
 
-@pytest.mark.slow
 def test_an_object_for_amd_gpus_is_made(tmp_path: Path) -> None:
     operator: Operator = prepared()["saxpy"]
-    (path,) = ahead_of_time(operator, ["gfx942"], tmp_path)
-    head = path.read_bytes()[:20]
+    header, code = ahead_of_time(operator, ["gfx942"], tmp_path)
+    assert (header.name, code.name) == ("saxpy.gfx942.h", "saxpy.gfx942.o")
+    head = code.read_bytes()[:20]
     assert head[:4] == b"\x7fELF" and head[18:20] == b"\xe0\x00"  # machine 224: AMDGPU
 
 

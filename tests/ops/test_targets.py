@@ -15,9 +15,11 @@ import pytest
 from bench.ops import targets
 from bench.ops.case import Case, Launch, Operator, Style
 from bench.ops.peers import cross_compiler
-from gewu.ops import gpu, load
+from gewu.core.errors import ResourceError
+from gewu.ops import gpu, llvm, load
 from gewu.ops.aot import ahead_of_time_bytes
-from tests.ops.ptxtext import HISTOGRAM, SAXPY, module
+from gewu.ops.elf import read_elf
+from tests.ops.ptxtext import HISTOGRAM, SAXPY
 
 N = 1000
 ZIG = cross_compiler(targets.WORK / "cross")
@@ -28,11 +30,11 @@ def _folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GEWU_CACHE", str(tmp_path / "cache"))
 
 
-def saxpy() -> tuple[Any, Launch, tuple[np.ndarray, ...]]:
+def saxpy(source: bytes = SAXPY) -> tuple[Any, Launch, tuple[np.ndarray, ...]]:
     rng = np.random.default_rng(3)
     x, y = (rng.standard_normal(N).astype(np.float32) for _ in range(2))
     launch = Launch((4, 1, 1), (256, 1, 1), 0, [x, y, np.float32(2), np.int32(N)], (1,), (N,))
-    found = load(module(SAXPY, HISTOGRAM))["saxpy"]
+    found = load(source)["saxpy"]
     assert found.prepare(launch.grid, launch.block, *launch.args) == "lifted"
     return found, launch, ((2 * x.astype(np.float64) + y),)
 
@@ -40,7 +42,7 @@ def saxpy() -> tuple[Any, Launch, tuple[np.ndarray, ...]]:
 def histogram() -> tuple[Any, Launch, tuple[np.ndarray, ...]]:
     values = np.random.default_rng(3).integers(0, 16, N).astype(np.int32)
     launch = Launch((4, 1, 1), (256, 1, 1), 0, [values, np.zeros(16, np.int32), np.int32(N)], (1,), (N,))
-    found = load(module(SAXPY, HISTOGRAM))["histogram"]
+    found = load(HISTOGRAM)["histogram"]
     assert found.prepare(launch.grid, launch.block, *launch.args) == "spmd"
     return found, launch, (np.bincount(values, minlength=16).astype(np.int32),)
 
@@ -90,18 +92,18 @@ def test_the_plan_in_c_is_the_one_in_python(tmp_path: Path) -> None:
     assert sorted(files) == ["saxpy.sm_90.h", "saxpy.sm_90.ptx"] and b".entry gewu_saxpy_0" in files["saxpy.sm_90.ptx"]
     header = files["saxpy.sm_90.h"].decode()
     device = gpu.build(operator.router.proof.lifted.program, "sm_90")
-    names = re.findall(r"int64_t (\w+)", re.search(r"saxpy_plan\((.*)\)", header)[1])  # type: ignore[index]
+    names = re.findall(r"int64_t (\w+)", re.search(r"saxpy_sm_90_plan\((.*)\)", header)[1])  # type: ignore[index]
     known = {"gx": 4, "gy": 1, "gz": 1, "p3": N}
     (tmp_path / "plan.h").write_text(header)
     (tmp_path / "main.c").write_text(
         '#include <stdio.h>\n#include "plan.h"\nint main(void) { int64_t blocks[9], bytes[9], integers[9];\n'
-        f"saxpy_plan({', '.join(str(known[n]) for n in names)}, blocks, bytes, integers);\n"
-        'printf("%d %d", (int)blocks[0], (int)integers[0]); return 0; }\n'
+        f"int count = saxpy_sm_90_plan({', '.join(str(known[n]) for n in names)}, blocks, bytes, integers);\n"
+        'printf("%d %d %d", count, (int)blocks[0], (int)integers[0]); return 0; }\n'
     )
     subprocess.run(["gcc", "-Wall", "-Werror", "main.c", "-o", "main"], cwd=tmp_path, check=True)
     told = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout.split()
     whole = device.complete(launch.args, known)
-    assert [int(t) for t in told] == [device.steps[0].blocks(known), int(whole[device.arguments])]
+    assert [int(t) for t in told] == [1, device.steps[0].blocks(known), int(whole[device.arguments])]
 
 
 @pytest.mark.slow
@@ -125,3 +127,20 @@ def test_what_is_no_formula_on_a_gpu_is_our_own_operator() -> None:
     assert targets.of_library("histogram", "gfx942", ZIG) == {"status": "none"}
     with pytest.raises(RuntimeError, match="zig returned"):
         targets.check_code_object(b"no object", ZIG)
+
+
+def test_rounding_calls_nothing_that_a_c_library_may_lack() -> None:
+    """Baseline x86-64 has no instruction for it; C libraries have rint since C99, roundeven hardly any."""
+    rounded = SAXPY.replace(b"st.global.f32 [%rd7], %f4;", b"cvt.rni.f32.f32 %f5, %f4;\n  st.global.f32 [%rd7], %f5;")
+    operator, launch, _ = saxpy(rounded)
+    code = ahead_of_time_bytes(operator, "x86_64")["saxpy.x86_64.o"]
+    called = {s.name for s in read_elf(code).symbols if s.section == 0} - {"", "_GLOBAL_OFFSET_TABLE_"}
+    assert called == {"rintf"}
+    targets.on_reader(operator, "sm_90", launch)
+    np.testing.assert_array_equal(launch.args[1], np.rint(launch.args[1]))
+
+
+def test_a_compilation_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llvm.compiler, "TIMEOUT", 1e-3)
+    with pytest.raises(ResourceError, match="takes more than"):
+        llvm.emit_object("define void @f() { ret void }", "aarch64")

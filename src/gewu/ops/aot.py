@@ -14,8 +14,8 @@ was prepared with.  It returns 0, or another number when the kernel trapped.  Un
 `void gewu_saxpy(void *block, int32_t gx, int32_t gy, int32_t gz, int64_t lo, int64_t hi)`, which threads may share out.
 
 For GPUs, lifted operators only: `saxpy.gfx942.o` (`ld.lld -shared` makes it a code object) or `saxpy.sm_90.ptx` holds the kernels
-`gewu_saxpy_0`, ... of `gpu`.  Their header `saxpy.gfx942.h` has no function that computes, but one that tells the host what to
-start them with.
+`gewu_saxpy_0`, ... of `gpu`.  Their header `saxpy.gfx942.h` has no function that computes, but `saxpy_gfx942_plan`, which tells
+the host what to start them with.
 
 Limits: one thread; a program holds for the sizes that the header names; objects need a C library with <math.h> (-lm).
 """
@@ -152,7 +152,7 @@ def _lifted(operator: Operator, name: str) -> tuple[str, str]:
     prototypes = (
         f"int64_t gewu_{name}_work(const int64_t *launch);\nint32_t gewu_{name}(void **args, const int64_t *launch, void *work);"
     )
-    return made.text, _header(name, name, _about(operator), prototypes, given, body)
+    return made.text, _header(name, _about(operator), prototypes, given, body)
 
 
 def _for_gpu(operator: Operator, name: str, target: str) -> dict[str, bytes]:
@@ -180,8 +180,10 @@ def _for_gpu(operator: Operator, name: str, target: str) -> dict[str, bytes]:
    Kernels in the order to start them, in blocks of {gpu.BLOCK} threads: {", ".join(step.name for step in device.steps)}.
    Parameters of each: {", ".join(arguments)}.
    aN: argument N (pointers to memory of the device; 8 bytes of anything where it is but a size). tN: pointer to bytes[N] bytes
-   of the device's memory. sN: integers[N]. Blocks to start kernel N with: blocks[N]. pN: the value of argument N."""
-    header = _header(name, f"{name}_plan", about, "", given, [*body, "return 0;"])
+   of the device's memory. sN: integers[N]. Blocks to start kernel N with: blocks[N]. The plan below fills blocks, bytes and
+   integers from values pN of arguments N, the grid gx ..., and lengths of arrays; it returns the number of kernels."""
+    body.append(f"return {len(device.steps)};")
+    header = _header(re.sub(r"\W", "_", f"{name}_{target}_plan"), about, "", given, body)
     nvidia = llvm.TARGETS[target].kind == "nvptx"
     code = device.assembly().encode() if nvidia else llvm.emit_object(device.text, target)
     return {f"{name}.{target}.h": header.encode(), f"{name}.{target}.{'ptx' if nvidia else 'o'}": code}
@@ -222,13 +224,13 @@ def _as_written(operator: Operator, name: str) -> tuple[str, str]:
     prototype = f"void gewu_{name}(void *block, int32_t gx, int32_t gy, int32_t gz, int64_t lo, int64_t hi);"
     about = f"{operator.name}, as it is written, for blocks of {' x '.join(map(str, block))} threads"
     given = ["int32_t gx", "int32_t gy", "int32_t gz", *_declared(operator)]
-    return text, _header(name, name, about, prototype, given, body)
+    return text, _header(name, about, prototype, given, body)
 
 
-def _header(name: str, function: str, about: str, prototypes: str, given: Sequence[str], body: Sequence[str]) -> str:
+def _header(name: str, about: str, prototypes: str, given: Sequence[str], body: Sequence[str]) -> str:
     lines = "\n".join(f"    {line}" for line in body)
     arguments = ", ".join(given) or "void"
-    return _HEADER.format(upper=name.upper(), name=function, about=about, prototypes=prototypes, given=arguments, body=lines)
+    return _HEADER.format(upper=name.upper(), name=name, about=about, prototypes=prototypes, given=arguments, body=lines)
 
 
 def _declared(operator: Operator) -> list[str]:
