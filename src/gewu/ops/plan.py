@@ -36,6 +36,7 @@ _UNITS: Final = ((5, 7, 9, 6, 11, 8, 13, 10), (6, 11, 5, 8, 7, 13, 9, 12), (9, 5
 _EXACT: Final = ((2, 3, 1), (3, 1, 2), (1, 2, 3))
 _STYLES: Final = ("generic", "unit4", "exact", "large", "unit16", "unit64", "unitblock")
 _MOST_PLANS: Final = 10
+_NARROW: Final = 8  # tiles of which all sizes tried make as many blocks
 _FOLLOWED: Final = frozenset(
     {"special", "param", "mov", "cvt", "add", "sub", "mul", "mulwide", "fma", "shl", "shr", "div", "rem", "and", "or", "bfe", "setp"}
 )
@@ -164,7 +165,7 @@ def _run(style: str, number: int, free: Mapping[str, int], rules: tuple[Size, ..
         launch[longest] = int(block[0] * launch.get("gx", 1) * 2) + _GENERIC[number][0]
     if style == "generic" and number == RUNS - 1:  # at least one run with several blocks: what they do to each other shows
         for name, tile in ((n, t) for rule in rules for n, t in _tiles(rule)):
-            if name in launch and launch[name] <= tile:
+            if name in launch and (launch[name] <= tile or tile <= _NARROW):
                 launch[name] += tile
     for axis, rule in zip(AXES, rules, strict=True):
         by = wraps[axis]
@@ -192,7 +193,9 @@ def _grids(
     options = []
     for axis, blocks, threads in zip(AXES, grid, block, strict=True):
         by = [Size.named(p) for p in free if (f"g{axis}", p) in seen.divided and blocks % free[p] == 0]
-        options.append([q * Size.named(Ceil(Size.named(f"g{axis}"), q)) for q in by] or _rules(f"g{axis}", blocks, threads, free))
+        own = [q * Size.named(Ceil(Size.named(f"g{axis}"), q)) for q in by]
+        near = {p for other, p in seen.compared if other == f"g{axis}"}
+        options.append(own or _rules(f"g{axis}", blocks, threads, dict(sorted(free.items(), key=lambda p: p[0] not in near))))
     combined, checked = [], {axis for axis, _ in seen.compared}
     for ranks in itertools.product(*(range(len(o)) for o in options)):
         rules = tuple(o[r] for o, r in zip(options, ranks, strict=True))
