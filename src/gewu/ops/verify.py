@@ -4,7 +4,8 @@ A trial draws fresh sizes and random numbers, lets the emitted program and the k
 take too long) compute the same thing, and compares every byte of every array and of the guards around them.
 
   * Sizes: ragged ones first, around and below the tiles of the kernel.  A kernel may rely on multiples of 4 or 32: where ragged
-    sizes fail, each integer gets the smallest unit with which all trials agree.
+    sizes fail, each integer gets the smallest unit with which all trials agree: whole tiles first, then all that divides the real
+    size.
   * Range: a proof holds between the smallest and the largest value of each integer that was tried, since kernels may stop being
     right beyond some size (a row longer than a block); likewise for blocks of a free grid.  `Verifier.extend` tries more when a
     launch asks for more.
@@ -152,11 +153,12 @@ class Verifier:
         """Find units and range with which all trials agree."""
         units = dict.fromkeys(self.real, 1)
         first = self._wide(units)
-        if not first.ok and self.real:
-            units = {i: next((u for u in _UNITS if v % u == 0), 1) for i, v in self.real.items()}
-            first = self._wide(units) if max(units.values()) > 1 else first
-            if first.ok:
-                units = self._relax(units)
+        whole = {i: tile if self.real[i] % tile == 0 else 1 for i, tile in self.tiles.items()}
+        steep = {i: next((u for u in _UNITS if v % u == 0), 1) for i, v in self.real.items()}
+        for coarse in (whole, steep):
+            if not first.ok and max(coarse.values(), default=1) > 1:
+                first = self._wide(coarse)
+                units = self._relax(coarse) if first.ok else units
         if not first.ok:
             return first
         ranged = self._range(Proof(self.lifted, units, {}, {}))
