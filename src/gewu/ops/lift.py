@@ -166,6 +166,8 @@ def concrete(kernel: Kernel, found: Trace, args: Sequence[Any], deadline: float 
     """
     if found.hazards:
         raise NotLifted(found.hazards[0])
+    if not found.stores:
+        raise NotLifted("nothing is written")
     arena = Arena(found, [i for i, a in enumerate(args) if isinstance(a, np.ndarray)])
     arena.deadline = deadline
     arena.spread()
@@ -192,8 +194,6 @@ def concrete(kernel: Kernel, found: Trace, args: Sequence[Any], deadline: float 
                 assigns += [fit(group, start + number) for number, group in enumerate(groups)]
             except NotLifted:
                 raise error from None
-    if not assigns:
-        raise NotLifted("nothing is written")
     return Program(kernel.name, tuple(assigns))
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from gewu.ops.ir import FLOATS, Kernel
 from gewu.ops.sizes import Ceil, Size
 
-TINY: Final = 4
+TINY: Final = 7
 SMALL: Final = 16
 RUNS: Final = 3
 AXES: Final = "xyz"
@@ -34,8 +34,9 @@ _FEW: Final = ((11, 14, 9, 17, 12, 15, 19, 13), (13, 9, 15, 11, 17, 14, 12, 18),
 _LENGTHS: Final = ((3, 5, 7, 6), (4, 3, 5, 8), (2, 6, 8, 5))  # of loops that no axis of the grid follows from
 _UNITS: Final = ((5, 7, 9, 6, 11, 8, 13, 10), (6, 11, 5, 8, 7, 13, 9, 12), (9, 5, 8, 11, 6, 7, 10, 14))
 _EXACT: Final = ((2, 3, 1), (3, 1, 2), (1, 2, 3))
-_STYLES: Final = ("generic", "exact", "unit4", "large", "unit16", "unit64", "unitblock")
+_STYLES: Final = ("generic", "unit4", "exact", "large", "unit16", "unit64", "unitblock")
 _MOST_PLANS: Final = 10
+_NARROW: Final = 8  # tiles of which all sizes tried make as many blocks
 _FOLLOWED: Final = frozenset(
     {
         *("special", "param", "mov", "cvt", "add", "sub", "mul", "mulwide", "fma", "shl", "shr", "div", "rem"),
@@ -92,6 +93,7 @@ def hints(kernel: Kernel) -> Hints:
     """Return what can be seen without running a kernel; registers are taken for all they may hold."""
     place = {p.offset: f"p{number}" for number, p in enumerate(kernel.parameters)}
     follows: dict[str, set[str]] = {}
+    moved: set[str] = set()  # what holds a block index or an argument itself
     divided, compared = set(), set()
     size = -1
     while size != (size := sum(map(len, follows.values()))):
@@ -101,10 +103,12 @@ def hints(kernel: Kernel) -> Hints:
                 sources = [{f"g{instruction.mods[0][-1]}"}]
             elif instruction.op == "param" and instruction.src[0] in place:
                 sources = [{place[int(instruction.src[0])]}]
+            if instruction.op in ("special", "param") or (instruction.op in ("mov", "cvt") and instruction.src[0] in moved):
+                moved |= set(instruction.dst)
             for register in instruction.dst:
                 follows.setdefault(register, set()).update(*sources)
-            if instruction.op in ("div", "rem"):
-                divided |= {(a, b) for a in sources[0] for b in sources[1] if len(sources[0]) == len(sources[1]) == 1}
+            if instruction.op in ("div", "rem") and moved.issuperset(instruction.src):
+                divided |= {(a, b) for a in sources[0] for b in sources[1]}
             elif instruction.op == "setp" and instruction.type not in FLOATS:
                 compared |= {pair for a, b in (sources, sources[::-1]) for pair in _compared(a, b)}
     axes = {f"g{axis}" for axis in AXES}
@@ -123,20 +127,23 @@ def plans(kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int
     values = integers(args)
     seen = hints(kernel)
     limits = [TINY, SMALL] if any(TINY < v <= SMALL for v in values.values()) else [SMALL]
-    made: set[Any] = set()
-    for style, limit in itertools.product(_STYLES, limits):
+    tries = []
+    for place, limit in enumerate(limits):
         pinned = {i: v for i, v in values.items() if v <= limit and not any(f"p{i}" == q for _, q in seen.divided)}
         free = {f"p{i}": v for i, v in values.items() if i not in pinned}
-        for rules in _grids(grid, block, free, seen):
-            if style == "large" and not any(str(rule) in _FREE for rule in rules):
-                continue
-            plan = Plan(pinned, rules, tuple(_run(style, number, free, rules, block) for number in range(RUNS)))
-            key = (rules, str(plan.sizes))
-            if key not in made:
-                made.add(key)
-                yield plan
-            if len(made) >= _MOST_PLANS * 6:
-                return
+        for rank, rules in enumerate(_grids(grid, block, free, seen)):
+            for number, style in enumerate(_STYLES):
+                if style != "large" or any(str(rule) in _FREE for rule in rules):
+                    tries.append((place + rank + 2 * number, style, pinned, free, rules))
+    made: set[Any] = set()
+    for _, style, pinned, free, rules in sorted(tries, key=lambda one: one[0]):  # likely rules with odd sizes, then the others
+        plan = Plan(pinned, rules, tuple(_run(style, number, free, rules, block) for number in range(RUNS)))
+        key = (rules, str(plan.sizes))
+        if key not in made:
+            made.add(key)
+            yield plan
+        if len(made) >= _MOST_PLANS * 6:
+            return
 
 
 def _run(style: str, number: int, free: Mapping[str, int], rules: tuple[Size, ...], block: tuple[int, ...]) -> dict[str, int]:
@@ -161,7 +168,7 @@ def _run(style: str, number: int, free: Mapping[str, int], rules: tuple[Size, ..
         launch[longest] = int(block[0] * launch.get("gx", 1) * 2) + _GENERIC[number][0]
     if style == "generic" and number == RUNS - 1:  # at least one run with several blocks: what they do to each other shows
         for name, tile in ((n, t) for rule in rules for n, t in _tiles(rule)):
-            if name in launch and launch[name] <= tile:
+            if name in launch and (launch[name] <= tile or tile <= _NARROW):
                 launch[name] += tile
     for axis, rule in zip(AXES, rules, strict=True):
         by = wraps[axis]
@@ -179,17 +186,25 @@ def _tiles(rule: Size) -> Iterator[tuple[str, int]]:
                         yield name, factor.denominator.constant
 
 
-def _grids(grid: tuple[int, ...], block: tuple[int, ...], free: Mapping[str, int], seen: Hints) -> list[tuple[Size, Size, Size]]:
-    """Return the rules that give this grid, likeliest first: sizes that the kernel compares with an axis, each used for one."""
+def _grids(
+    grid: tuple[int, ...], block: tuple[int, ...], free: Mapping[str, int], seen: Hints
+) -> list[tuple[Size, Size, Size]]:
+    """Return the rules that give this grid, likeliest first: each size used for one axis, one that the kernel compares with it.
+
+    Where it compares an axis with nothing, the last block is no larger than it should be: hardly a quotient rounded up.
+    """
     options = []
     for axis, blocks, threads in zip(AXES, grid, block, strict=True):
         by = [Size.named(p) for p in free if (f"g{axis}", p) in seen.divided and blocks % free[p] == 0]
-        options.append([q * Size.named(Ceil(Size.named(f"g{axis}"), q)) for q in by] or _rules(f"g{axis}", blocks, threads, free))
-    combined = []
+        own = [q * Size.named(Ceil(Size.named(f"g{axis}"), q)) for q in by]
+        near = {p for other, p in seen.compared if other == f"g{axis}"}
+        options.append(own or _rules(f"g{axis}", blocks, threads, dict(sorted(free.items(), key=lambda p: p[0] not in near))))
+    combined, checked = [], {axis for axis, _ in seen.compared}
     for ranks in itertools.product(*(range(len(o)) for o in options)):
         rules = tuple(o[r] for o, r in zip(options, ranks, strict=True))
         used = [(f"g{axis}", name) for axis, rule in zip(AXES, rules, strict=True) for name in free if name in str(rule)]
-        odd = sum(pair not in seen.compared and any(axis == pair[0] for axis, _ in seen.compared) for pair in used)
+        odd = sum(pair not in seen.compared and pair[0] in checked for pair in used)
+        odd += sum(f"g{axis}" not in checked and any(_tiles(rule)) for axis, rule in zip(AXES, rules, strict=True) if checked)
         unknown = sum(str(rule) in _FREE for rule in rules)
         combined.append((odd, len(used) - len({name for _, name in used}), sum(ranks) + 3 * unknown, ranks, rules))
     combined.sort(key=lambda c: c[:4])

@@ -114,7 +114,7 @@ class Sizes:
         yield from (v.ceil(d) for d in _DIVISORS for v in plain)
         yield from (v.plus(1 - d).ceil(d) for d in (2, 3, *_DIVISORS[1:]) for v in plain)
         differences = [u + v.times(-1) for u, v in itertools.permutations(plain, 2)]
-        for c in (0, 1, -1, 2, -2):
+        for c in (0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5):
             yield from (d.plus(c) for d in differences)
         yield from ((u + v).plus(c) for c in (0, 1, -1, -2) for u, v in pairs)
         yield from (u.over(v) for u, v in itertools.permutations(plain, 2))

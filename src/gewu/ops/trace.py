@@ -109,7 +109,7 @@ class Nodes:
         length = len(args[0]) if args else int(count or 0)
         start, stop = self.count, self.count + length
         if stop > _MOST_NODES:
-            raise DataDependent("too much to follow with symbols")
+            raise InputError("too much to follow with symbols")  # at these sizes
         while stop > len(self.signature):
             self.signature = np.concatenate([self.signature, np.zeros_like(self.signature)])
             self.args = np.concatenate([self.args, np.full_like(self.args, NONE)])

@@ -4,7 +4,8 @@ A trial draws fresh sizes and random numbers, lets the emitted program and the k
 take too long) compute the same thing, and compares every byte of every array and of the guards around them.
 
   * Sizes: ragged ones first, around and below the tiles of the kernel.  A kernel may rely on multiples of 4 or 32: where ragged
-    sizes fail, each integer gets the smallest unit with which all trials agree.
+    sizes fail, each integer gets the smallest unit with which all trials agree: whole tiles first, then all that divides the real
+    size.
   * Range: a proof holds between the smallest and the largest value of each integer that was tried, since kernels may stop being
     right beyond some size (a row longer than a block); likewise for blocks of a free grid.  `Verifier.extend` tries more when a
     launch asks for more.
@@ -32,6 +33,7 @@ from gewu.ops.draws import KINDS, Draw, Roles, draw
 from gewu.ops.extent import longest_sum, walk, work, written
 from gewu.ops.ir import FLOATS, WIDTH
 from gewu.ops.lift import Lifted
+from gewu.ops.plan import AXES, wrapped
 from gewu.ops.sizes import Ceil, Size
 from gewu.ops.tensor import Apply, Reduce
 
@@ -151,11 +153,12 @@ class Verifier:
         """Find units and range with which all trials agree."""
         units = dict.fromkeys(self.real, 1)
         first = self._wide(units)
-        if not first.ok and self.real:
-            units = {i: next((u for u in _UNITS if v % u == 0), 1) for i, v in self.real.items()}
-            first = self._wide(units) if max(units.values()) > 1 else first
-            if first.ok:
-                units = self._relax(units)
+        whole = {i: tile if self.real[i] % tile == 0 else 1 for i, tile in self.tiles.items()}
+        steep = {i: next((u for u in _UNITS if v % u == 0), 1) for i, v in self.real.items()}
+        for coarse in (whole, steep):
+            if not first.ok and max(coarse.values(), default=1) > 1:
+                first = self._wide(coarse)
+                units = self._relax(coarse) if first.ok else units
         if not first.ok:
             return first
         ranged = self._range(Proof(self.lifted, units, {}, {}))
@@ -199,7 +202,7 @@ class Verifier:
     def trial(self, sizes: Mapping[int, int], like: Shape, kind: str) -> Verdict:
         """Compare once, with these values of the free integers and numbers of this kind."""
         args = [a.dtype.type(sizes[i]) if i in sizes else a for i, a in enumerate(self.args)]
-        grid = self.lifted.grid(args, like)
+        grid = self.lifted.grid(args, self._passes(like, args))
         launch = self.lifted.launch(grid, self.block, args)
         what = ", ".join(f"p{i} = {v}" for i, v in sizes.items()) or "the given sizes"
         if any(g < 1 for g in grid):
@@ -217,6 +220,15 @@ class Verifier:
         verdict = self._compare(ours, theirs, before, launch, lambda other: oracle(grid, other))
         self.worst = max(self.worst, verdict.worst)
         return verdict if verdict.ok else replace(verdict, where=f"{verdict.where} at {what}, {kind} numbers")
+
+    def _passes(self, like: Shape, args: Sequence[Any]) -> Shape:
+        """Return a grid in which an axis that counts two things goes through the faster one at least twice, if it really does."""
+        for k, rule in enumerate(self.lifted.rule):
+            by = wrapped(rule, f"g{AXES[k]}")
+            if by:
+                most = -(-self.grid[k] // int(self.args[int(by[1:])]))
+                like = _replaced(like, k, max(like[k], min(most, 2 + like[k] % 2) * int(args[int(by[1:])])))
+        return like
 
     def _wide(self, units: Mapping[int, int]) -> Verdict:
         """Try sizes beyond one tile, not beyond the real ones."""
@@ -337,7 +349,7 @@ def _names(size: Size) -> set[str]:
 
 def free_axes(lifted: Lifted) -> list[int]:
     """Return the axes of the grid that follow from no size."""
-    return [k for k, rule in enumerate(lifted.rule) if str(rule) == f"g{'xyz'[k]}"]
+    return [k for k, rule in enumerate(lifted.rule) if f"g{AXES[k]}" in _names(rule)]
 
 
 def _replaced(grid: Shape, axis: int, blocks: int) -> Shape:
