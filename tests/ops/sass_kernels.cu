@@ -198,6 +198,8 @@ __global__ void quotient(const float* a, const float* b, float* c) { c[threadIdx
 
 __global__ void reciprocal(const float* a, const float* b, float* c) { c[threadIdx.x] = 1 / b[threadIdx.x]; }
 
+__global__ void by_seven(const float* a, const float* b, float* c) { c[threadIdx.x] = b[threadIdx.x] / 7; }
+
 __global__ void root(const float* a, const float* b, float* c) { c[threadIdx.x] = sqrtf(b[threadIdx.x]); }
 
 __global__ void signs(const float* a, const float* b, float* c) { c[threadIdx.x] = copysignf(a[threadIdx.x], b[threadIdx.x]); }

@@ -123,6 +123,31 @@ def test_one_search_tells_a_function_of_maxima_taken_in_any_order(monkeypatch: p
     assert len(asked) == 1 and {arena.signatures[s][0] for s in arena.signature[spelled]} == {"abs"}
 
 
+def swapped(n: int) -> Trace:
+    """Products whose factors stand in another order in every other lane."""
+    r = Recorder()
+    out = np.zeros(n, np.int64)
+    for odd in (False, True):
+        place = np.arange(int(odd), n, 2)
+        factors = r.load(0, place), r.op("neg", r.load(1, place))
+        out[place] = r.op("mul", *factors[:: -1 if odd else 1])
+    return r.stored(2, out)
+
+
+def sizes_of_sums(n: int) -> Trace:
+    """|1 + sum |x|| with signs cut off by bits: longer than the search looks, and with idle additions in some lanes."""
+    r = Recorder()
+    mask = r.nodes.constants(np.full(n, 0x7FFFFFFF), "b32")
+    total = r.number(0.0, n)
+    for i in range(3):
+        some = np.flatnonzero(np.arange(n) % 3 >= i)
+        total = total.copy()
+        total[some] = r.op("add", total[some], r.number(0.0, len(some)))
+    for j in range(n):
+        total = r.op("add", total, r.nodes.add("and", "b32", (), [r.load(0, np.arange(n) * n + j), mask]))
+    return r.stored(1, r.nodes.add("and", "b32", (), [r.op("add", total, r.number(1.0, n)), mask]))
+
+
 def told(make: Callable[..., Trace], runs: list[tuple[int, ...]], names: list[str], arrays: int) -> str:
     args = [np.zeros(1, np.float32)] * arrays
     programs = [concrete(KERNEL, make(*sizes), args) for sizes in runs]
@@ -165,8 +190,16 @@ def told(make: Callable[..., Trace], runs: list[tuple[int, ...]], names: list[st
             "a2[i0] = sum(k0 < n: (((a0[k0] - a0[i0]) * (a0[k0] - a0[i0])) * a1[k0]))   for i0 < n",
         ),
         (newton, [(21,), (18,), (34,)], ["n"], 3, "a2[i0] = (a0[i0] * 1 / (a1[i0]))   for i0 < n"),
+        (swapped, [(21,), (18,), (34,)], ["n"], 3, "a2[i0] = (a0[i0] * -a1[i0])   for i0 < n"),
+        (
+            sizes_of_sums,
+            [(211,), (223,), (240,)],
+            ["n"],
+            2,
+            "a1[i0] = abs((sum(k0 < n: abs(a0[n i0 + k0])) + 1.0))   for i0 < n",
+        ),
     ],
-    ids=["product", "softmax", "window", "scan", "pairs", "newton"],
+    ids=["product", "softmax", "window", "scan", "pairs", "newton", "swapped", "sizes of sums"],
 )
 def test_formulas(make: Any, runs: Any, names: list[str], arrays: int, expected: str) -> None:
     assert told(make, runs, names, arrays) == expected

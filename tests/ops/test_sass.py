@@ -151,7 +151,9 @@ def test_arguments_of_a_structure(folder: Path, kind: str) -> None:
 @needs_nvcc
 @needs_nvdisasm
 @pytest.mark.parametrize("kind", ["80", "90"])
-@pytest.mark.parametrize(("name", "op"), [("quotient", "div"), ("reciprocal", "div"), ("root", "sqrt"), ("signs", "copysign")])
+@pytest.mark.parametrize(
+    ("name", "op"), [("quotient", "div"), ("reciprocal", "div"), ("by_seven", "div"), ("root", "sqrt"), ("signs", "copysign")]
+)
 def test_finds_the_operation_that_was_spelled_out(folder: Path, name: str, op: str, kind: str) -> None:
     """The careful path for rare operands is gone, and with it every branch."""
     kernel = kernels(folder, kind)[name]
@@ -161,9 +163,10 @@ def test_finds_the_operation_that_was_spelled_out(folder: Path, name: str, op: s
     a, b, c = np.repeat(rare, 16), np.tile(rare, 16), np.zeros(256, np.float32)
     run(kernel, (1, 1, 1), (256, 1, 1), [a, b, c])
     with np.errstate(all="ignore"):
-        want = {"quotient": a / b, "reciprocal": 1 / b, "root": np.sqrt(b), "signs": np.copysign(a, b)}[name]
-    np.testing.assert_array_equal(c, want)
-    np.testing.assert_array_equal(np.signbit(c[c == c]), np.signbit(want[c == c]))
+        want = {"quotient": a / b, "reciprocal": 1 / b, "by_seven": b / np.float32(7), "root": np.sqrt(b)}
+        want["signs"] = np.copysign(a, b)
+    np.testing.assert_array_equal(c, want[name])
+    np.testing.assert_array_equal(np.signbit(c[c == c]), np.signbit(want[name][c == c]))
 
 
 @needs_nvcc
@@ -446,6 +449,23 @@ def test_clean_keeps_the_old_value_where_a_guard_is_off() -> None:
     values = np.array([10, 20, 30, 40], np.int32)
     run(kernel, (1, 1, 1), (4, 1, 1), [values])
     assert values.tolist() == [10, 10, 31, 41]
+
+
+def test_clean_drops_an_arm_that_no_combination_of_guards_asks_for() -> None:
+    """A move under one guard, used under that guard inside the arm of another selection: the old value does not matter."""
+    widths = {"x": "b32", "old": "b32", "v": "b32", "p": "pred", "q": "pred", "out": "b64"}
+    code = [
+        *(instruction("param", "b64", "out", 0), instruction("ld", "b32", "x old", "out", 0, mods=("global",))),
+        *(instruction("setp", "u32", "p", "x", 9, mods=("gt",)), instruction("setp", "u32", "q", "x", 0, mods=("ne",))),
+        *(instruction("mov", "b32", "v", "old"), instruction("mov", "b32", "v", 5, guard=("p", True))),
+        *(instruction("mul", "u32", "x", "x", "v", guard=("p", True)), instruction("mov", "b32", "x", 7, guard=("q", False))),
+        instruction("st", "b32", "", "out", 0, "x", mods=("global",)),
+    ]
+    kernel = clean(kernel_of([ir.Block(code, ())], widths))
+    values = np.array([20, 1000], np.int32)
+    run(kernel, (1, 1, 1), (1, 1, 1), [values])
+    assert values.tolist() == [100, 1000]
+    assert any(i.op == "mul" and 5 in i.src for b in kernel.blocks for i in b.code)
 
 
 def test_clean_drops_what_nothing_needs() -> None:

@@ -18,6 +18,7 @@ lost, what rounding does on purpose (adding and subtracting 1.5 2^23) is kept.
 from __future__ import annotations
 
 import time
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -38,6 +39,7 @@ _INFINITY = 1.3247179572447460
 FAR = 1e18
 
 
+@cache
 def mix(*words: Any) -> float:
     """Return a reproducible number in (0.6, 1.4) for a few words."""
     state = np.uint64(1469598103934665603)

@@ -22,7 +22,9 @@ _VALUE: Final = PURE | _HALVES | {"fchk", "param"}
 _EFFECT: Final = frozenset({"st", "atom", "bar", "bra", "exit", "trap"})
 _SPECIAL_ONCE: Final = frozenset({"tid", "ntid", "ctaid", "nctaid", "laneid"})
 MAXIMUM_ROUNDS: Final = 8
-Demand = tuple[str, bool] | str | None
+Demand = frozenset[tuple[str, bool]] | None
+"""Predicates that all have their outcome wherever a value matters; None: it never does."""
+ALWAYS: Final[frozenset[tuple[str, bool]]] = frozenset()
 
 
 def clean(kernel: Kernel) -> Kernel:
@@ -302,15 +304,15 @@ class _Cleaner:
             for place, i in enumerate(code):
                 if i.op != "select" or isinstance(i.src[2], int):
                     continue
-                demand = demands.get(i.dst[0])
-                if isinstance(demand, tuple):
-                    outcome = _implied(demand[0], demand[1], i.src[2], makers, 4)
+                for guard, sense in sorted(demands.get(i.dst[0]) or ()):
+                    outcome = _implied(guard, sense, i.src[2], makers, 4)
                     if outcome is not None:
                         arm = i.src[0] if outcome else i.src[1]
                         code[place] = Instruction("select", i.type, i.dst, (arm, arm, i.src[2]), where=i.where)
+                        break
 
     def _demands(self) -> dict[str, Demand]:
-        """Return for each value the guard under which alone it matters, or "always"."""
+        """Return for each value the outcomes under which alone it matters."""
         demands: dict[str, Demand] = {}
         backwards = order(self.graph.next)[::-1]
         self._changed = True
@@ -321,14 +323,14 @@ class _Cleaner:
                     self._demand_sources(i, demands)
                 for phi in self.graph.phis[block]:
                     if demands.get(phi.name) is not None:
-                        self._demand(demands, tuple(phi.args.values()), "always")
+                        self._demand(demands, tuple(phi.args.values()), ALWAYS)
         return demands
 
     def _demand_sources(self, i: Instruction, demands: dict[str, Demand]) -> None:
         if i.guard:
-            self._demand(demands, (i.guard[0],), "always")
+            self._demand(demands, (i.guard[0],), ALWAYS)
         if i.op in _EFFECT or not i.dst or i.op not in PURE | _HALVES | {"fchk"}:
-            return self._demand(demands, i.src, i.guard or "always")
+            return self._demand(demands, i.src, frozenset({i.guard}) if i.guard else ALWAYS)
         wanted: Demand = None
         for name in i.dst:
             wanted = _meet(wanted, demands.get(name))
@@ -338,8 +340,8 @@ class _Cleaner:
             p = i.src[2]
             self._demand(demands, (p,), wanted)
             for arm, outcome in ((i.src[0], True), (i.src[1], False)):
-                if wanted != (p, not outcome):
-                    self._demand(demands, (arm,), (p, outcome) if wanted == "always" else wanted)
+                if (p, not outcome) not in wanted:
+                    self._demand(demands, (arm,), wanted | {(p, outcome)})
             return
         self._demand(demands, i.src, wanted)
 
@@ -378,7 +380,7 @@ class _Cleaner:
 
 
 def _meet(a: Demand, b: Demand) -> Demand:
-    return b if a is None or a == b else a if b is None else "always"
+    return b if a is None else a if b is None else a & b
 
 
 def _implied(guard: str, sense: bool, predicate: Operand, makers: dict[str, Instruction], depth: int) -> bool | None:

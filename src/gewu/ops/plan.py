@@ -186,9 +186,7 @@ def _tiles(rule: Size) -> Iterator[tuple[str, int]]:
                         yield name, factor.denominator.constant
 
 
-def _grids(
-    grid: tuple[int, ...], block: tuple[int, ...], free: Mapping[str, int], seen: Hints
-) -> list[tuple[Size, Size, Size]]:
+def _grids(grid: tuple[int, ...], block: tuple[int, ...], free: Mapping[str, int], seen: Hints) -> list[tuple[Size, Size, Size]]:
     """Return the rules that give this grid, likeliest first: each size used for one axis, one that the kernel compares with it.
 
     Where it compares an axis with nothing, the last block is no larger than it should be: hardly a quotient rounded up.

@@ -13,22 +13,23 @@ is not recognised stays as it is, operation by operation.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from gewu.ops.algebra import Arena, mix
+from gewu.ops.algebra import Arena, Ids, mix
 from gewu.ops.ir import FLOATS
 from gewu.ops.scalar import apply
 
 TOLERANCE: Final = 3e-5
 MOST_CLASSES: Final = 200
+MOST_TRIES: Final = 4
 MOST_NODES: Final = 400
-DEEP: Final = 24
-"""Levels of plain algebra where fewer do not lead to an argument: the polynomial that stands for tanh near zero."""
-LEVELS: Final = 4
+NEAR, DEEP = 4, 24
+"""Levels of plain algebra in which an argument is looked for, first and last: the polynomial for tanh near zero is deep."""
 Bits = NDArray[np.uint64]
 
 _TRICKS: Final = frozenset(
@@ -73,58 +74,76 @@ BINARY: Final[dict[str, Callable[[Any, Any], Any]]] = {
 
 def recognise(arena: Arena) -> None:
     """Replace pieces of a trace that compute known functions by these functions, in place."""
-    special_ = _suspicious(arena)
+    ranges = arena.batches()
+    special_ = _suspicious(arena, ranges)
     if not special_.any():
         return
-    form = _forms(arena, special_)
-    own = np.array([_is_trick(*s) for s in arena.signatures])[arena.signature]
+    fine, coarse = _forms(arena, ranges, np.zeros_like(special_)), _forms(arena, ranges, ~special_)
     floating = np.array([s[1] in ("f32", "f64", "b32", "b64") and s[0] not in ("const", *_LEAVES) for s in arena.signatures])
     wanted = np.flatnonzero(special_ & floating[arena.signature])
-    _, first, label = np.unique(form[:, wanted].round(10), axis=1, return_index=True, return_inverse=True)
-    order = np.argsort(np.reshape(label, -1), kind="stable")
-    classes = np.split(wanted[order], np.cumsum(np.bincount(np.reshape(label, -1)))[:-1])
-    search, tried = _Search(arena, special_), 0
-    for number in np.argsort(first).tolist():
-        nodes = classes[number]
-        special_[nodes] = own[nodes] | (special_[arena.args[nodes]] & (arena.args[nodes] >= 0)).any(axis=1)
-        if not special_[nodes].any():  # all that was no algebra below has been told
+    _, first, label = np.unique(coarse[wanted].round(10), return_index=True, return_inverse=True)
+    search = _Search(arena, special_)
+    for number in np.argsort(first)[:MOST_CLASSES].tolist():
+        rest, tries, changed = wanted[np.reshape(label, -1) == number], MOST_TRIES, False
+        while tries and len(rest := rest[special_[rest]]):
+            arena.check_time()
+            top = int(rest[0])
+            found = search.function_at(top)
+            if found is None:
+                rest, tries = rest[fine[rest] != fine[top]], tries - 1
+                continue
+            like = _alike(arena, rest, top, found.stops)
+            _replace(arena, rest[like], found)
+            special_[rest[like]], changed = False, True
+        if changed:  # a sum of exponentials is plain algebra once they are known to be
+            special_[:] = _suspicious(arena, ranges)
+
+
+def _alike(arena: Arena, nodes: Ids, top: int, stops: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Tell which nodes compute what `top` does, down to the nodes that stand for `stops`."""
+    same = np.ones(len(nodes), np.bool_)
+    known, waiting = {top: nodes}, [top]
+    while waiting:
+        node = waiting.pop()
+        at = known[node]
+        if node in stops:
             continue
-        arena.check_time()
-        tried += 1
-        if tried > MOST_CLASSES:
-            break
-        found = search.function_at(int(wanted[first[number]]))
-        if found is not None:
-            name, type_, paths = found
-            _replace(arena, special_, nodes, name, type_, paths)
+        same &= (arena.signature[at] == arena.signature[node]) & (arena.data[at] == arena.data[node])
+        for k, child in enumerate(arena.args[node].tolist()):
+            if child < 0:
+                continue
+            below = arena.args[at, k]
+            if child in known:
+                same &= below == known[child]
+            else:
+                known[child] = below
+                waiting.append(child)
+    return same
 
 
-def _replace(arena: Arena, special_: Any, nodes: NDArray[np.int64], name: str, type_: str, paths: list[list[int]]) -> None:
+def _replace(arena: Arena, nodes: Ids, found: _Found) -> None:
     columns = []
-    for path in paths:
+    for path in found.paths:
         at = nodes
         for step in path:
             at = arena.args[at, step]
         columns.append(at)
-    arena.signature[nodes] = arena.number(name, type_)
+    arena.signature[nodes] = arena.number(found.name, found.type)
     arena.args[nodes] = -1
     for k, column in enumerate(columns):
         arena.args[nodes, k] = column
-    special_[nodes] = False
 
 
-def _suspicious(arena: Arena) -> NDArray[np.bool_]:
+def _suspicious(arena: Arena, ranges: list[tuple[int, int]]) -> NDArray[np.bool_]:
     """Return which nodes are, or depend on, something that is no algebra of floats."""
-    own = np.array([_is_trick(*signature) for signature in arena.signatures])[arena.signature]
-    found = own.copy()
-    for start, stop in arena.batches():
-        if arena.signatures[arena.signature[start]][0] in _LEAVES:
-            continue
-        for k in range(4):
-            column = arena.args[start:stop, k]
-            if column[0] >= 0:
-                found[start:stop] |= found[column]
-    return found
+    found = np.array([_is_trick(*signature) for signature in arena.signatures])[arena.signature]
+    leaves = np.array([signature[0] in _LEAVES for signature in arena.signatures])[arena.signature]
+    columns = [np.where(leaves | (column < 0), -1, column) for column in arena.args.T]
+    found = np.append(found, False)  # where there is no argument
+    for start, stop in ranges:
+        for column in columns:
+            found[start:stop] |= found[column[start:stop]]
+    return found[:-1]
 
 
 def _is_trick(op: str, type_: str, mods: tuple[str, ...]) -> bool:
@@ -133,33 +152,31 @@ def _is_trick(op: str, type_: str, mods: tuple[str, ...]) -> bool:
     return op in _TRICKS or bool(_ROUNDINGS & set(mods) and type_ in FLOATS and op != "cvt")
 
 
-def _forms(arena: Arena, special_: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return two values per node that are equal for equal trees whose array elements may differ.
-
-    Of what is plain algebra only the top LEVELS count: in which order a maximum was taken below an `exp` is no matter here.
-    """
-    values = np.full((2, len(arena.signature)), 0.5)
-    weights = np.array([[[mix(op, k, sample) for k in range(4)] for op, *_ in arena.signatures] for sample in (0, 1)])
-    phases = np.array([[mix(*signature, sample) for signature in arena.signatures] for sample in (0, 1)])
-    constant = np.array([s[0] == "const" for s in arena.signatures])[arena.signature]
-    plain = np.flatnonzero(~special_ & ~constant)
-    for sample in (0, 1):
-        values[sample, constant] = np.sin(arena.data[constant].astype(np.float64) * (1.37 + sample)) + 2.0
-
-    def grow(nodes: Any) -> None:
-        which, args = arena.signature[nodes], arena.args[nodes]
-        for sample in (0, 1):
-            below = np.where(args >= 0, values[sample][args], 0.0)
-            values[sample, nodes] = 1.0 + 0.4 * np.sin(
-                2.0 * (phases[sample][which] + (weights[sample][which] * below).sum(axis=1))
-            )
-
-    for _ in range(LEVELS):
-        grow(plain)
-    for start, stop in arena.batches():
-        if special_[start:stop].any():
-            grow(np.arange(start, stop)[special_[start:stop]])
+def _forms(arena: Arena, ranges: list[tuple[int, int]], leaves: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return a value per node that is equal for equal trees whose array elements, and `leaves`, may differ."""
+    values = np.zeros(len(arena.signature))
+    for start, stop in ranges:
+        op, type_, mods = arena.signatures[arena.signature[start]]
+        if op == "const":
+            values[start:stop] = np.sin(arena.data[start:stop].astype(np.float64) * 1.37) + 2.0
+            continue
+        phase: Any = np.full(stop - start, mix(op, type_, mods))
+        for k in range(4):
+            column = arena.args[start:stop, k]
+            if column[0] >= 0:
+                phase += mix(op, k) * values[column]
+        values[start:stop] = np.where(leaves[start:stop], 1.0, 1.0 + 0.4 * np.sin(2.0 * phase))
     return values
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A function that a node computes: its name and type, the nodes it is applied to and the ways there."""
+
+    name: str
+    type: str
+    stops: tuple[int, ...]
+    paths: list[list[int]]
 
 
 class _Search:
@@ -175,12 +192,11 @@ class _Search:
         rng = np.random.default_rng(5)
         self.pairs = np.exp(rng.uniform(-3, 3, (2, 64))) * np.where(rng.random((2, 64)) < 0.3, -1.0, 1.0)
 
-    def function_at(self, top: int) -> tuple[str, str, list[list[int]]] | None:
-        """Return name, type and the way to the arguments of the function that a node computes, if it is one that is known."""
-        found = self._within(top, LEVELS)
-        return found or self._within(top, DEEP)
+    def function_at(self, top: int) -> _Found | None:
+        """Return the function that a node computes, if it is one that is known."""
+        return self._within(top, NEAR) or self._within(top, DEEP)
 
-    def _within(self, top: int, levels: int) -> tuple[str, str, list[list[int]]] | None:
+    def _within(self, top: int, levels: int) -> _Found | None:
         """Look for a function whose argument lies at most so many levels of plain algebra below its other parts."""
         cone = self._cone(top, levels)
         if cone is None:
@@ -194,7 +210,7 @@ class _Search:
                 continue
             name = self._unary(top, inner, region, type_)
             if name:
-                return name, type_, [self._path(top, inner, region)]
+                return _Found(name, type_, (inner,), [self._path(top, inner, region)])
         if len(chain) == 0:
             return self._two_arguments(top, cone, type_)
         return None
@@ -296,7 +312,7 @@ class _Search:
         wrong = np.abs(y[good] - expected[good]) > tolerance * np.abs(expected[good])
         return not wrong.any() and not np.isnan(y[good]).any()
 
-    def _two_arguments(self, top: int, cone: list[int], type_: str) -> tuple[str, str, list[list[int]]] | None:
+    def _two_arguments(self, top: int, cone: list[int], type_: str) -> _Found | None:
         frontier = self._frontier(top)
         if len(frontier) != 2:
             return None
@@ -310,7 +326,7 @@ class _Search:
                 z = to_float(self._compute(region, {a: to_bits(x), b: to_bits(y)}), type_)
                 for name, function in BINARY.items():
                     if self._agree(z, function(x.astype(np.float64), y.astype(np.float64)), type_):
-                        return name, type_, [self._path(top, a, region), self._path(top, b, region)]
+                        return _Found(name, type_, (a, b), [self._path(top, a, region), self._path(top, b, region)])
         return None
 
     def _frontier(self, top: int) -> list[int]:

@@ -6,6 +6,8 @@ check of operands for which that was recognised is then settled.
 
 from __future__ import annotations
 
+import struct
+
 from gewu.ops.ir import Operand
 from gewu.ops.simplify import Values
 
@@ -70,15 +72,23 @@ def _residual(v: Values, parts: tuple[Operand, ...], q: Operand) -> tuple[Operan
 
 
 def _reciprocal(v: Values, r: Operand, b: Operand) -> bool:
-    """Tell whether r = r0 + r0 (1 - b r0) with r0 the unit's 1 / b."""
+    """Tell whether r = r0 + r0 (1 - b r0) with r0 the unit's 1 / b, or what the compiler put there when it knows b."""
     parts = _fma_parts(v, r)
-    if not parts:
+    if not parts or parts[2] not in parts[:2]:
         return False
     start = v.made_by(parts[2], "rcp", "f32")
-    if not start or start.src[0] != b or parts[2] not in parts[:2]:
+    if not (start and start.src[0] == b) and not _inverse(parts[2], b):
         return False
     error = _fma_parts(v, parts[0] if parts[1] == parts[2] else parts[1])
     return bool(error) and error[2] == 0x3F800000 and _residual(v, error, parts[2]) == (0x3F800000, b)
+
+
+def _inverse(r: Operand, b: Operand) -> bool:
+    """Tell whether two constants are one divided by the other, to the last bit but one."""
+    if not isinstance(r, int) or not isinstance(b, int):
+        return False
+    x, y = struct.unpack("<2f", struct.pack("<2I", r, b))
+    return abs(x * y - 1.0) < 2.0**-22
 
 
 def _inverted(v: Values, a: Operand, b: Operand, r: Operand) -> Operand | None:

@@ -127,13 +127,23 @@ class Unifier:
             if len(numbers) > 1:
                 raise NotLifted("outputs use different scalar arguments")
             return Term("scalar", type_, number=int(numbers[0]))
-        columns = [k for k in range(4) if arena.args[nodes[there][0], k] >= 0]
+        args = self._aligned(arena.args[nodes], nodes) if op in ("mul", "mulwide") else arena.args[nodes]
+        columns = [k for k in range(4) if args[np.argmax(there), k] >= 0]
         children = tuple(
-            self.unify(np.where(there, arena.args[nodes, k], ABSENT), shape, operand_type(op, type_, mods, k)) for k in columns
+            self.unify(np.where(there, args[:, k], ABSENT), shape, operand_type(op, type_, mods, k)) for k in columns
         )
         if op == "gather":
             return Term("gather", type_, number=int(mods[0]), children=children)
         return Term("apply", type_, op, mods, children)
+
+    def _aligned(self, args: Ids, nodes: Ids) -> Ids:
+        """Swap the factors of products where they stand the other way round than in the first lane: compilers choose freely."""
+        shapes = self.arena.shape[args[:, :2]]
+        a, b = shapes[np.argmax(nodes >= 0)]
+        swapped = (nodes >= 0) & (a != b) & (shapes == [b, a]).all(axis=1)
+        out = args.copy()
+        out[swapped, :2] = args[swapped, 1::-1]
+        return out
 
     def _padded(self, nodes: Ids, shape: Lanes, as_type: str, signatures: list[Any]) -> Term:
         """Describe lanes that are zero in some places and something else in others."""
@@ -240,7 +250,7 @@ class Unifier:
 
     def _groups(self, item: Ids, sign: Ids) -> NDArray[np.int64]:
         """Number the terms by shape: equal numbers, equal formulas."""
-        _, group = np.unique(np.stack([self.arena.shape[item], sign.view(np.uint64)]), axis=1, return_inverse=True)
+        _, group = np.unique(self.arena.shape[item] ^ sign.view(np.uint64), return_inverse=True)
         group = np.reshape(group, -1)
         if not len(group):
             return group
