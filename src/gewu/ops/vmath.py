@@ -166,19 +166,21 @@ class Code:
     def powers(self, x: str, factor: float | None = None, offset: int = 0) -> tuple[str, str]:
         """Return n = x (times factor) rounded to an integer, as a float, and the bits of 2^(n + offset).
 
-        The bias of the exponent is part of the number that is added, so a shift puts n where an exponent stands. The bits are
-        those of a float only where that is a normal number; sums and differences of them are right beyond, too.
+        The bias of the exponent is part of the number that is added, so a shift puts n where an exponent stands. Beyond the
+        normal numbers the bits are none, but sums and differences of them are right.
         """
         magic = 1.5 * 2.0**self.mantissa + self.bias + offset
         shifted = self.add(x, self.c(magic)) if factor is None else self.fma(x, self.c(factor), self.c(magic))
         return self.sub(shifted, self.c(magic)), self.integer("shl", self.bits(shifted), self.mantissa)
 
     def scaled(self, x: str, whole: str, power: str) -> str:
-        """Return x 2^n for x near 1, by adding to its exponent and a product with which it may overflow or lose digits."""
+        """Return x 2^n in two steps, so that it may overflow or lose digits below the normal range.
+
+        `power`: the bits of 2^(n + bias), from which those of a power are taken.
+        """
         far = 2.0 ** (512 if self.double else 64)
-        back = self.pick(self.test("olt", whole, self.c(0)), self.c(1 / far), self.c(far))
-        middle = self.integer("add", self.bits(x), self.integer("sub", power, self.bits(back)))
-        return self.mul(self.real(middle), back)
+        step = self.pick(self.test("olt", whole, self.c(0)), self.c(1 / far), self.c(far))
+        return self.mul(self.mul(x, self.real(self.integer("sub", power, self.bits(step)))), step)
 
     def constants(self, name: str) -> list[str]:
         """Return a constant as literals whose sum it is."""
@@ -216,13 +218,15 @@ class Code:
 
     def exp(self, x: str) -> str:
         """Return e^x."""
-        whole, power, r = self._reduced(self.clamp(x, -746.0 if self.double else -104.0, 710.0 if self.double else 89.0))
+        whole, power, r = self._reduced(
+            self.clamp(x, -746.0 if self.double else -104.0, 710.0 if self.double else 89.0), self.bias
+        )
         return self.scaled(self.add(self._exp_tail(r), self.c(1)), whole, power)
 
     def exp2(self, x: str) -> str:
         """Return 2^x."""
         x = self.clamp(x, -1080.0 if self.double else -151.0, 1025.0 if self.double else 129.0)
-        whole, power = self.powers(x)
+        whole, power = self.powers(x, offset=self.bias)
         r = self.sub(x, whole)
         return self.scaled(self.fma(self.poly("exp2", r), r, self.c(1)), whole, power)
 
@@ -238,8 +242,8 @@ class Code:
         return self.pick(self.test("oeq", x, self.c(0)), x, self.add(result, result))
 
     def sigmoid(self, x: str) -> str:
-        """Return 1/(1 + e^-x) = (1/2)/(1/2 + e^-x/2): no power of two is out of range."""
-        top = 709.5 if self.double else 88.5
+        """Return 1/(1 + e^-x) = (1/2)/(1/2 + e^-x/2); where e^-x/2 would need the exponent of infinity it is that, and this 0."""
+        top = 710.6 if self.double else 89.7
         _, power, r = self._reduced(self.clamp(self.emit(f"fneg {self.t} {x}"), -40.0, top), -1)
         half = self.mul(self.real(power), self.add(self._exp_tail(r), self.c(1)))
         return self.div(self.c(0.5), self.add(half, self.c(0.5)))
@@ -267,7 +271,7 @@ class Code:
 
     def _half_exp(self, size: str) -> str:
         """Return e^x/2 by scaling once less."""
-        whole, power, r = self._reduced(self.clamp(size, 0.0, 712.0 if self.double else 90.0), -1)
+        whole, power, r = self._reduced(self.clamp(size, 0.0, 712.0 if self.double else 90.0), self.bias - 1)
         return self.scaled(self.add(self._exp_tail(r), self.c(1)), whole, power)
 
     # Logarithms.
@@ -483,5 +487,5 @@ class Code:
 
     def _exp_pair(self, high: str, low: str) -> str:
         """Return e^(high + low)."""
-        whole, power, r = self._reduced(self.clamp(high, -746.0, 710.0))
+        whole, power, r = self._reduced(self.clamp(high, -746.0, 710.0), self.bias)
         return self.scaled(self.add(self._exp_tail(self.add(r, low)), self.c(1)), whole, power)
