@@ -43,6 +43,11 @@ def erfc_scaled(x: D) -> D:
     return (1 + 2 * x) * (x * x).exp() * (1 - erf)
 
 
+def erfc_log2(x: D) -> D:
+    """Return log2(erfc(x))/x."""
+    return (erfc_scaled(x) / (1 + 2 * x) * (-x * x).exp()).ln() / D(2).ln() / x
+
+
 def erf_rest(z: D) -> D:
     """Return erf(x)/x - 1 with x^2 = z."""
     return 2 / pi().sqrt() * power_series(D(1), lambda n: -z * (2 * n + 1) / ((n + 1) * (2 * n + 3))) - 1
@@ -88,7 +93,7 @@ def main() -> None:
         "atanh5": (lambda z: power_series(D(1) / 5, lambda n: z * (2 * n + 5) / (2 * n + 7)), D(0), s_max**2, 3, 7),
         "sin": (lambda z: power_series(D(-1) / 6, lambda n: -z / ((2 * n + 4) * (2 * n + 5))), D(0), eighth**2, 3, 6),
         "cos": (lambda z: power_series(D(1) / 24, lambda n: -z / ((2 * n + 5) * (2 * n + 6))), D(0), eighth**2, 3, 6),
-        "erf": (erf_rest, D(0), D(1), 7, 13),
+        "erf": (erf_rest, D(0), D(1), 6, 13),
     }
     print('"""Coefficients of gewu.ops.vmath, lowest power first, fitted by tools/fit_vmath.py; do not edit."""\n')
     print("from typing import Final\n")
@@ -99,6 +104,7 @@ def main() -> None:
     getcontext().prec = 420
     for kind, degree, far in (("f32", 10, D("10.5")), ("f64", 22, D("27.5"))):
         show("erfc", kind, polynomial(lambda t: erfc_scaled(4 * (1 + t) / (1 - t)), D(-1), (far - 4) / (far + 4), degree))
+    show("erfc2", "f32", polynomial(erfc_log2, D(1), D(4), 6))
     print('"""')
     print('"""Entries: function and type, then one number a word."""')
     getcontext().prec = 60

@@ -23,9 +23,9 @@ from gewu.ops import blocks, contract
 from gewu.ops.bounds import span
 from gewu.ops.forms import Form, ProductStep, Step, Variant, arguments_of, compile_form, hollow, ranges, small, starved
 from gewu.ops.ir import WIDTH
-from gewu.ops.native import Parts, address_of, run_nest
+from gewu.ops.native import Parts
 from gewu.ops.nest_parts import Access, Choice
-from gewu.ops.pool import THREADS, run_ranges, scratch
+from gewu.ops.pool import THREADS, address, run_ranges, scratch
 from gewu.ops.rewrite import Graph
 from gewu.ops.sizes import Size
 from gewu.ops.tensor import Expression, Gather, Load, Program
@@ -53,6 +53,10 @@ class _Prepared:
     runs: list[_Runs]
     spans: dict[tuple[int, bool], tuple[int, int]]
     threads: int
+    block: Any = None
+
+    def __post_init__(self) -> None:
+        self.block = ctypes.c_uint64 * self.variant.built.slots  # looking the type up takes as long as filling one
 
 
 class Executable:
@@ -133,7 +137,7 @@ class Executable:
                 if not flags.c_contiguous or (place in outputs and not flags.writeable):
                     what = "is read-only" if flags.c_contiguous else "is not contiguous"
                     raise InputError(f"argument {place} {what}", key=self.program.name)
-                pointers.append(a.ctypes.data)
+                pointers.append(address(a))
                 lengths.append(a.nbytes)
             else:
                 pointers.append(0)
@@ -173,7 +177,7 @@ class Executable:
                 runs.append((contract.prepare(step.product, launch), None))
             else:
                 parts = ranges(step, launch, threads)
-                runs.append((call, parts if len(parts) == 1 else Parts(address_of(call), np.array(parts))))
+                runs.append((call, parts if len(parts) == 1 else Parts(call, parts, threads)))
         places, total = [], 0
         for temporary in variant.built.staged.temporaries:
             places.append((temporary.buffer, total))
@@ -262,20 +266,21 @@ class Executable:
 
     def _run(self, pointers: list[int], lengths: list[int], prepared: _Prepared) -> None:
         built = prepared.variant.built
-        block = (ctypes.c_uint64 * built.slots)(*pointers)
+        block = prepared.block(*pointers)
         keep = []
         for buffer, slot in built.copies.items():
             copy = np.frombuffer(ctypes.string_at(pointers[buffer], lengths[buffer]), np.uint8)
             keep.append(copy)
             block[slot] = copy.ctypes.data
-        flag = ctypes.c_int64(0)
+        flag = None
         if prepared.variant.gathers:
+            flag = ctypes.c_int64(0)
             block[built.slots - 1] = ctypes.addressof(flag)
         if len(prepared.runs) == 1:
             self._execute(prepared.runs[0], block, built.copies, prepared.threads, {})
         else:
             self._blocks(prepared, block)
-        if flag.value:
+        if flag is not None and flag.value:
             raise InputError("an index read from an array points outside of the array it indexes", key=self.program.name)
 
     def _execute(self, one: _Runs, block: Any, copies: dict[int, int], threads: int, packed: dict[int, int]) -> None:
@@ -289,8 +294,8 @@ class Executable:
                 call.run(block, copies, threads, self.cache, packed.get(place, 0))
             elif isinstance(parts, list):
                 call(arguments, sizes, *parts[0])
-            elif not run_nest(parts.address, arguments, sizes, parts.ranges):
-                run_ranges(lambda lo, hi, call=call: call(arguments, sizes, lo, hi), parts.ranges.tolist(), threads)
+            elif not parts.run(arguments, sizes):
+                run_ranges(lambda lo, hi, call=call: call(arguments, sizes, lo, hi), parts.ranges, threads)
 
     def _blocks(self, prepared: _Prepared, block: Any) -> None:
         """Run all blocks, each on one thread; sides of products that are arguments are packed once for all."""

@@ -22,7 +22,7 @@ from gewu.ops.window import Tiled
 
 GRAIN: Final = 1 << 15
 """Points of work, weighed by what is computed in each, that a range for a thread has at least."""
-ALONE: Final = 1 << 19
+ALONE: Final = 1 << 17
 """Points of work, weighed by what is computed in each, below which a second thread does not pay."""
 HEAVY: Final = frozenset(MATH) | {"ex2", "lg2", "sin", "cos", "tanh", "div", "sqrt", "rsqrt", "rcp"}
 FORMS: Final = {
@@ -223,7 +223,7 @@ def ranges(step: Step, launch: Mapping[str, int], threads: int) -> list[tuple[in
     function = step.function
     units = -(-function.extent.value(launch) // function.unit)
     work = points(step, launch) * step.weight
-    pieces = min(2 * threads, work // GRAIN + 1, units) if threads > 1 and work > ALONE else 1
+    pieces = min(8 * threads, work // GRAIN + 1, units) if threads > 1 and work > ALONE else 1
     if pieces <= 1:
         return [(0, units)]
     length = -(-units // pieces)

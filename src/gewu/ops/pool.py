@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ _started = 0
 _process = 0
 _lock = threading.Lock()
 _local = threading.local()
+_BYTE: Final = ctypes.c_char
 KEPT: Final = 64 << 20
 """Bytes of scratch memory that a thread keeps."""
 
@@ -36,6 +38,14 @@ def memory(count: int) -> Memory:
     """Return fresh memory for `count` bytes."""
     held = np.empty(count + 64, np.uint8)
     return Memory(-(-held.ctypes.data // 64) * 64, held)
+
+
+def address(a: np.ndarray[Any, Any]) -> int:
+    """Return where the elements of a contiguous array lie."""
+    try:
+        return ctypes.addressof(_BYTE.from_buffer(a))  # a quarter of the time of a.ctypes
+    except (TypeError, ValueError, BufferError):  # read-only, empty, or of a type that buffers do not know
+        return int(a.ctypes.data)
 
 
 def scratch(name: str, count: int) -> Memory:

@@ -27,7 +27,7 @@ import numpy as np
 
 from gewu.core.errors import InputError
 from gewu.ops import ir, llvm, spmd_cache
-from gewu.ops.native import address_of, run_blocks
+from gewu.ops.native import Parts
 from gewu.ops.pool import THREADS, run_ranges
 from gewu.ops.spmd_packets import join_packets
 from gewu.ops.spmd_program import Program, prepare
@@ -40,7 +40,7 @@ STEP_LIMIT: Final = 1 << 26
 """Loop steps that all vectors of a checked launch may take together."""
 CONTEXT_BYTES: Final = 72
 _STACK: Final = 1 << 18
-_WORTH_SECONDS: Final = 6e-5
+_WORTH_SECONDS: Final = 1e-5
 _WORTH_THREADS: Final = 1 << 15
 _BAD: Final = {1: "the kernel trapped", 2: "access outside of the arrays", 3: "threads of a warp wait at different barriers"}
 _BAD_LOOP: Final = 4
@@ -77,6 +77,7 @@ class Compiled:
     name: str
     _codes: dict[bool, _Code] = field(default_factory=dict)
     _pace: float = 0.0
+    _parts: tuple[Any, Parts] | None = None
 
     @property
     def text(self) -> str:
@@ -118,16 +119,25 @@ class Compiled:
         work = self._pace * blocks if self._pace else blocks * self.block[0] * self.block[1] * self.block[2] / _WORTH_THREADS
         start = time.perf_counter()
         if count > 1 and blocks > 1 and work > (_WORTH_SECONDS if self._pace else 1):
-            chunk = max(1, blocks // (16 * count))
-            ranges = [(lo, min(blocks, lo + chunk)) for lo in range(0, blocks, chunk)]
-            if count < THREADS or not run_blocks(address_of(run), address, sizes, np.array(ranges)):
-                run_ranges(partial(run, address, *sizes), ranges, count)
-            self._pace = (time.perf_counter() - start) / blocks * min(count, len(ranges))
+            parts = self._shared(code, sizes, count)
+            if not parts.run(address):
+                run_ranges(partial(run, address, *sizes), parts.ranges, count)
+            self._pace = (time.perf_counter() - start) / blocks * min(count, blocks)
         else:
             run(address, *sizes, 0, blocks)
             self._pace = (time.perf_counter() - start) / blocks
         if buffer[self.context]:
             self._raise(code, buffer)
+
+    def _shared(self, code: _Code, sizes: Grid, count: int) -> Parts:
+        """Return the blocks of a grid cut into ranges for threads; of the last grid they are kept."""
+        key = id(code), sizes, count
+        if self._parts is None or self._parts[0] != key:
+            blocks = sizes[0] * sizes[1] * sizes[2]
+            chunk = max(1, blocks // (16 * count))
+            ranges = [(lo, min(blocks, lo + chunk)) for lo in range(0, blocks, chunk)]
+            self._parts = key, Parts(code.run, ranges, count, sizes)
+        return self._parts[1]
 
     def _packed(self, args: Sequence[Any], step_limit: int) -> bytearray:
         kernel = self.kernel

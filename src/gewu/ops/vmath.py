@@ -134,8 +134,13 @@ class Code:
         return self.emit(f"{verb} {self.i} {a}, {b}")
 
     def poly(self, name: str, x: str) -> str:
-        """Evaluate a polynomial of the table, even and odd powers side by side."""
+        """Evaluate a polynomial of the table; in float64 even and odd powers side by side, so that chains are shorter."""
         found = _tables()[0][f"{name}.{self.kind}"]
+        if not self.double:
+            total = self.c(found[-1])
+            for coefficient in reversed(found[:-1]):
+                total = self.fma(total, x, self.c(coefficient))
+            return total
         square = self.mul(x, x)
         sides = []
         for start in (0, 1):
@@ -158,14 +163,24 @@ class Code:
         base = int(np.float64(magic).view(np.int64)) if self.double else int(np.float32(magic).view(np.int32))
         return self.sub(shifted, self.c(magic)), self.integer("sub", self.bits(shifted), base)
 
-    def power_of_two(self, n: str) -> str:
-        """Return 2^n for an integer in the range of normal numbers."""
-        return self.real(self.integer("shl", self.integer("add", n, self.bias), self.mantissa))
+    def powers(self, x: str, factor: float | None = None, offset: int = 0) -> tuple[str, str]:
+        """Return n = x (times factor) rounded to an integer, as a float, and the bits of 2^(n + offset).
 
-    def scaled(self, x: str, n: str) -> str:
-        """Return x 2^n, in two steps so that the result may overflow or lose digits below the normal range."""
-        half = self.integer("ashr", n, 1)
-        return self.mul(self.mul(x, self.power_of_two(half)), self.power_of_two(self.integer("sub", n, half)))
+        The bias of the exponent is part of the number that is added, so a shift puts n where an exponent stands. Beyond the
+        normal numbers the bits are none, but sums and differences of them are right.
+        """
+        magic = 1.5 * 2.0**self.mantissa + self.bias + offset
+        shifted = self.add(x, self.c(magic)) if factor is None else self.fma(x, self.c(factor), self.c(magic))
+        return self.sub(shifted, self.c(magic)), self.integer("shl", self.bits(shifted), self.mantissa)
+
+    def scaled(self, x: str, whole: str, power: str) -> str:
+        """Return x 2^n in two steps, so that it may overflow or lose digits below the normal range.
+
+        `power`: the bits of 2^(n + bias), from which those of a power are taken.
+        """
+        far = 2.0 ** (512 if self.double else 64)
+        step = self.pick(self.test("olt", whole, self.c(0)), self.c(1 / far), self.c(far))
+        return self.mul(self.mul(x, self.real(self.integer("sub", power, self.bits(step)))), step)
 
     def constants(self, name: str) -> list[str]:
         """Return a constant as literals whose sum it is."""
@@ -190,44 +205,55 @@ class Code:
 
     # Exponentials.
 
-    def _reduced(self, x: str) -> tuple[str, str]:
-        """Return n and r with x = n ln 2 + r."""
-        whole, n = self.nearest(self.mul(x, self.constants("log2e")[0]))
+    def _reduced(self, x: str, offset: int = 0) -> tuple[str, str, str]:
+        """Return n, the bits of 2^(n + offset), and r with x = n ln 2 + r."""
+        whole, power = self.powers(x, 1 / np.log(2.0), offset)
         high, low, _ = self.constants("ln2")
         minus = self.emit(f"fneg {self.t} {whole}")
-        return n, self.fma(minus, low, self.fma(minus, high, x))
+        return whole, power, self.fma(minus, low, self.fma(minus, high, x))
+
+    def _exp_tail(self, r: str) -> str:
+        """Return e^r - 1 for a reduced argument."""
+        return self.fma(self.mul(r, r), self.poly("exp", r), r)
 
     def exp(self, x: str) -> str:
         """Return e^x."""
-        n, r = self._reduced(self.clamp(x, -746.0 if self.double else -104.0, 710.0 if self.double else 89.0))
-        tail = self.fma(self.mul(r, r), self.poly("exp", r), r)
-        return self.scaled(self.add(tail, self.c(1)), n)
+        whole, power, r = self._reduced(
+            self.clamp(x, -746.0 if self.double else -104.0, 710.0 if self.double else 89.0), self.bias
+        )
+        return self.scaled(self.add(self._exp_tail(r), self.c(1)), whole, power)
 
     def exp2(self, x: str) -> str:
         """Return 2^x."""
         x = self.clamp(x, -1080.0 if self.double else -151.0, 1025.0 if self.double else 129.0)
-        whole, n = self.nearest(x)
+        whole, power = self.powers(x, offset=self.bias)
         r = self.sub(x, whole)
-        return self.scaled(self.fma(self.poly("exp2", r), r, self.c(1)), n)
+        return self.scaled(self.fma(self.poly("exp2", r), r, self.c(1)), whole, power)
+
+    def _half_expm1(self, x: str) -> str:
+        """Return (e^x - 1)/2 where neither overflows."""
+        _, power, r = self._reduced(x, -1)
+        half = self.real(power)
+        return self.fma(half, self._exp_tail(r), self.sub(half, self.c(0.5)))
 
     def expm1(self, x: str) -> str:
         """Return e^x - 1, accurate near zero."""
-        n, r = self._reduced(self.clamp(x, -40.0 if self.double else -20.0, 710.0 if self.double else 89.0))
-        tail = self.fma(self.mul(r, r), self.poly("exp", r), r)
-        half = self.power_of_two(self.integer("sub", n, 1))
-        result = self.fma(half, tail, self.sub(half, self.c(0.5)))
+        result = self._half_expm1(self.clamp(x, -40.0 if self.double else -20.0, 710.0 if self.double else 89.0))
         return self.pick(self.test("oeq", x, self.c(0)), x, self.add(result, result))
 
     def sigmoid(self, x: str) -> str:
-        """Return 1/(1 + e^-x)."""
-        return self.div(self.c(1), self.add(self.c(1), self.call("exp", self.emit(f"fneg {self.t} {x}"))))
+        """Return 1/(1 + e^-x) = (1/2)/(1/2 + e^-x/2); where e^-x/2 would need the exponent of infinity it is that, and this 0."""
+        top = 710.6 if self.double else 89.7
+        _, power, r = self._reduced(self.clamp(self.emit(f"fneg {self.t} {x}"), -40.0, top), -1)
+        half = self.mul(self.real(power), self.add(self._exp_tail(r), self.c(1)))
+        return self.div(self.c(0.5), self.add(half, self.c(0.5)))
 
     def tanh(self, x: str) -> str:
-        """Return tanh x = t/(t + 2), t = e^2x - 1."""
+        """Return tanh x = t/(t + 1), t = (e^2x - 1)/2."""
         size = self.fabs(x)
         size = self.pick(self.test("ogt", size, self.c(22)), self.c(22), size)
-        t = self.call("expm1", self.add(size, size))
-        return self.sign(self.div(t, self.add(t, self.c(2))), x)
+        t = self._half_expm1(self.add(size, size))
+        return self.sign(self.div(t, self.add(t, self.c(1))), x)
 
     def sinh(self, x: str) -> str:
         """Return sinh x = (t + t/(t + 1))/2, t = e^|x| - 1; from halves where that overflows."""
@@ -245,9 +271,8 @@ class Code:
 
     def _half_exp(self, size: str) -> str:
         """Return e^x/2 by scaling once less."""
-        n, r = self._reduced(self.clamp(size, 0.0, 712.0 if self.double else 90.0))
-        tail = self.fma(self.mul(r, r), self.poly("exp", r), r)
-        return self.scaled(self.add(tail, self.c(1)), self.integer("sub", n, 1))
+        whole, power, r = self._reduced(self.clamp(size, 0.0, 712.0 if self.double else 90.0), self.bias - 1)
+        return self.scaled(self.add(self._exp_tail(r), self.c(1)), whole, power)
 
     # Logarithms.
 
@@ -378,10 +403,20 @@ class Code:
         return self.fma(x, self.poly("erf", self.mul(x, x)), x)
 
     def erf(self, x: str) -> str:
-        """Return erf x: a polynomial up to 1, beyond it one minus erfc."""
+        """Return erf x: a polynomial up to 1, beyond it one minus erfc; in float32 erfc is 2^(a polynomial)."""
         size = self.fabs(x)
         near = self._erf_near(size)
-        far = self.sub(self.c(1), self._erfc_positive(size))
+        if self.double:
+            far = self._erfc_positive(size)
+        else:
+            a = self.pick(self.test("ogt", size, self.c(4)), self.c(4), size)
+            slope = self.poly("erfc2", a)
+            shifted = self.fma(a, slope, self.c(1.5 * 2.0**23 + 127))
+            whole = self.sub(shifted, self.c(1.5 * 2.0**23 + 127))
+            r = self.fma(a, slope, self.emit(f"fneg float {whole}"))
+            power = self.integer("shl", self.bits(shifted), 23)
+            far = self.mul(self.real(power), self.fma(self.poly("exp2", r), r, self.c(1)))
+        far = self.sub(self.c(1), far)
         return self.sign(self.pick(self.test("olt", size, self.c(1)), near, far), x)
 
     # Powers.
@@ -452,7 +487,5 @@ class Code:
 
     def _exp_pair(self, high: str, low: str) -> str:
         """Return e^(high + low)."""
-        n, r = self._reduced(self.clamp(high, -746.0, 710.0))
-        whole = self.add(r, low)
-        tail = self.fma(self.mul(whole, whole), self.poly("exp", whole), self.add(low, r))
-        return self.scaled(self.add(tail, self.c(1)), n)
+        whole, power, r = self._reduced(self.clamp(high, -746.0, 710.0), self.bias)
+        return self.scaled(self.add(self._exp_tail(self.add(r, low)), self.c(1)), whole, power)

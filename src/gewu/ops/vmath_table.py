@@ -116,14 +116,13 @@ cos.f64
 -0x1.9394ba0cd6ed5p-37
 0x1.ab785b00b4646p-45
 erf.f32
-0x1.06eba82022eadp-3
--0x1.81274665754c3p-2
-0x1.ce2f08fec14fdp-4
--0x1.b829c897922e5p-6
-0x1.562a60ddba6e6p-8
--0x1.bccf664d7f763p-11
-0x1.d887505de3ba6p-14
--0x1.445f47d33d87bp-17
+0x1.06eba7f673903p-3
+-0x1.81273e7a02443p-2
+0x1.ce2d10ed44e09p-4
+-0x1.b7faba961c85ap-6
+0x1.541270c79ca2cp-8
+-0x1.a45087f1a200ap-11
+0x1.4a5690869d13fp-14
 erf.f64
 0x1.06eba8214db69p-3
 -0x1.812746b0379e7p-2
@@ -175,6 +174,14 @@ erfc.f64
 -0x1.0b0124023b546p-27
 -0x1.dc9761c9e0224p-27
 -0x1.02b1f768ebb8ep-29
+erfc2.f32
+-0x1.a0d6b6e6382afp+0
+-0x1.d52139e7ff1e9p-1
+-0x1.3a7ece7e3e88cp-3
+0x1.1c07d9d8fd775p-5
+-0x1.67c577bdfdea4p-8
+0x1.173ad99e51f4bp-11
+-0x1.8ac1b70aa7865p-16
 """
 """Entries: function and type, then one number a word."""
 PARTS: Final = """
