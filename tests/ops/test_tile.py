@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gewu.core.errors import InputError
 from gewu.ops import blocks
 from gewu.ops.emit import Executable, compile_program
 from gewu.ops.library.call import symbols
 from gewu.ops.library.convolve import conv1d_program, conv2d_program, spread_program, weights_program
+from gewu.ops.library.linear import contraction
 from gewu.ops.python import assign, axes, cast, maximum, program, sizes, total
 from gewu.ops.reference import evaluate
 from gewu.ops.rewrite import Graph
@@ -122,3 +124,25 @@ def test_blocks_of_outputs_and_sums_of_nothing(monkeypatch: pytest.MonkeyPatch) 
     args = filled("f4", [(1, 0, 17, 17), (8, 0, 3, 3), (8,), (1, 8, 17, 17)])
     compile_program(p, threads=2)(args, {"b": 1, "c": 0, "o": 8, "h": 17, "w": 17, "u": 17, "v": 17})
     np.testing.assert_array_equal(args[-1], np.broadcast_to(args[2][:, None, None], args[-1].shape))
+
+
+@pytest.mark.parametrize("left", ["zik", "zki"])
+@pytest.mark.parametrize("kind", ["f4", "f8"])
+@pytest.mark.parametrize(("z", "m", "n", "k"), [(3, 17, 33, 31), (1, 64, 64, 64), (2, 5, 200, 40), (5, 130, 7, 20)])
+def test_products_of_middling_sizes(z: int, m: int, n: int, k: int, kind: str, left: str) -> None:
+    shape = (z, m, k) if left == "zik" else (z, k, m)
+    p, args = contraction(["f32" if kind == "f4" else "f64"] * 3, f"{left},zkj->zij"), filled(kind, [shape, (z, k, n), (z, m, n)])
+    executable = compile_program(p, threads=2)
+    executable(args, {"z": z, "i": m, "j": n, "k": k})
+    (used,) = (v.variant for v in executable._prepared.values())
+    assert any(TILES in step.describe() for step in used.built.steps)
+    np.testing.assert_allclose(args[2], np.einsum(f"{left},zkj->zij", *args[:2]), rtol=0, atol=1e-4 if kind == "f4" else 1e-12)
+
+
+def test_what_is_too_short_for_a_product_is_refused() -> None:
+    executable = compile_program(contraction(["f32"] * 3, "ik,kj->ij"), threads=2)
+    for short in range(3):
+        args = filled("f4", [(50, 40), (40, 60), (50, 60)])
+        args[short] = args[short].ravel()[:-1].copy()
+        with pytest.raises(InputError, match=f"argument {short} is too small"):
+            executable(args, {"i": 50, "j": 60, "k": 40})

@@ -21,7 +21,7 @@ import numpy as np
 from gewu.core.errors import InputError
 from gewu.ops import blocks, contract
 from gewu.ops.bounds import span
-from gewu.ops.forms import Form, ProductStep, Step, Variant, arguments_of, compile_form, hollow, ranges, small, starved
+from gewu.ops.forms import Form, ProductStep, Step, Variant, arguments_of, compile_form, hollow, middling, ranges, small, starved
 from gewu.ops.ir import WIDTH
 from gewu.ops.native import Parts
 from gewu.ops.nest_parts import Access, Choice
@@ -195,6 +195,9 @@ class Executable:
         steps = self._variant(form, choice).built.steps
         if any(small(s.product, launch) if isinstance(s, ProductStep) else hollow(s, launch) for s in steps):
             form = replace(form, blas=False)
+            steps = self._variant(form, choice).built.steps
+        elif any(isinstance(s, ProductStep) and middling(s.product, launch) for s in steps):
+            form = replace(form, tiles=True)
             steps = self._variant(form, choice).built.steps
         if threads > 1 and any(isinstance(s, Step) and starved(s, launch, threads) for s in steps):
             form = replace(form, split=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,10 @@ GRAIN: Final = 1 << 15
 """Points of work, weighed by what is computed in each, that a range for a thread has at least."""
 ALONE: Final = 1 << 17
 """Points of work, weighed by what is computed in each, below which a second thread does not pay."""
+DEEP: Final = 1 << 11
+"""Points of a sum up to which the columns of a tile stay in the second-level cache."""
+CACHED: Final = 1 << 22
+"""Elements of the left side of a product that stay in the last-level cache."""
 HEAVY: Final = frozenset(MATH) | {"ex2", "lg2", "sin", "cos", "tanh", "div", "sqrt", "rsqrt", "rcp"}
 FORMS: Final = {
     "tiles": "column reduction",
@@ -127,6 +132,7 @@ class Form:
     split: bool = False
     hoist: bool = True
     blas: bool = True
+    tiles: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +150,7 @@ class Built:
 def build(program: Program, form: Form, choice: Choice, count: int) -> Built:
     """Stage a program of `count` arguments and generate its nests."""
     graph, module, sizes = Graph(), Module(), Sizes()
-    staged = stage(graph, program, count, split=form.split, blas=form.blas)
+    staged = stage(graph, program, count, split=form.split, blas=form.blas, tiles=form.tiles)
     first = count + len(staged.temporaries)
     copies = {buffer: first + place for place, buffer in enumerate(staged.copies)}
     flag = first + len(copies)
@@ -241,6 +247,12 @@ def small(product: contract.Product, launch: Mapping[str, int]) -> bool:
             count *= size.value(launch)
         counts.append(count)
     return min(counts[:2]) < 4 or counts[0] * counts[1] * counts[2] < 1 << 14
+
+
+def middling(product: contract.Product, launch: Mapping[str, int]) -> bool:
+    """Tell whether tiles read the sides of a product from the caches, so that `gemm`'s packing in blocks does not pay."""
+    rows, inner = (math.prod(size.value(launch) for _, size in axes) for axes in (product.rows, product.inner))
+    return inner <= DEEP and rows * inner <= CACHED
 
 
 def points(step: Step, launch: Mapping[str, int]) -> int:

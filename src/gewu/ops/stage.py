@@ -18,7 +18,7 @@ from gewu.ops.rewrite import MINUS, Axes, Graph, collapse, tidy, walk
 from gewu.ops.sizes import ONE, ZERO, Affine, Ceil, Size
 from gewu.ops.tensor import Apply, Assign, Expression, Gather, Load, Program, Reduce
 from gewu.ops.transpose import crossing
-from gewu.ops.window import Side, Tile, Tiled, plan, row_major
+from gewu.ops.window import WINDOWS, Side, Tile, Tiled, matrices, plan, row_major
 
 BLOCK: Final = 8192
 PARTS: Final = 64
@@ -50,8 +50,8 @@ class Staged:
 
 
 class _Stager:
-    def __init__(self, graph: Graph, first: int, split: bool, blas: bool) -> None:
-        self.graph, self.next, self.split, self.blas = graph, first, split, blas
+    def __init__(self, graph: Graph, first: int, split: bool, blas: bool, tiles: bool) -> None:
+        self.graph, self.next, self.split, self.blas, self.tiles = graph, first, split, blas, tiles
         self.staged = Staged()
         self.known: dict[object, Expression] = {}
         self.done: set[int] = set()
@@ -59,7 +59,7 @@ class _Stager:
     def group(self, assigns: list[Assign]) -> None:
         """Add a group after the arrays that it needs."""
         assigns = collapse(self.graph, assigns)
-        tiled = Tiled([], [], ("", ONE), ())
+        tiled = Tiled([], [], WINDOWS, ("", ONE), ())
         if self.blas:
             assigns = self._products(assigns, tiled)
             if not assigns:
@@ -140,19 +140,23 @@ class _Stager:
         axes = frozenset(axis for axis, _ in assigns[0].axes)
         if self.graph.free[id(r)] != axes or assigns[0].where or count(chosen.rows) < LEAST:
             return False
-        if not r.where and lies(chosen.right, r.type, chosen.columns, chosen.inner):
+        if r.where or not lies(chosen.right, r.type, chosen.columns, chosen.inner):
+            found = plan(self.graph, r, chosen)
+        else:
+            found = matrices(self.graph, r, chosen) if self.tiles else None
+        if found is None:
             return False
-        found = plan(self.graph, r, chosen)
-        if found is None or (tiled.tiles and (found.rows, found.chain) != (tiled.rows, tiled.chain)):
+        if tiled.tiles and (found.shape, found.rows, found.chain) != (tiled.shape, tiled.rows, tiled.chain):
             return False
-        tiled.rows, tiled.chain = found.rows, found.chain
-        tiled.tiles.append(Tile(r, self._filled(found.left, r.type), self._filled(found.right, r.type)))
+        tiled.shape, tiled.rows, tiled.chain = found.shape, found.rows, found.chain
+        left = (found.left.buffer, found.left.index) if isinstance(found.left, Load) else self._filled(found.left, r.type)
+        tiled.tiles.append(Tile(r, left, self._filled(found.right, r.type)))
         self.done.add(id(r))
         return True
 
     def _filled(self, side: Side, kind: str) -> tuple[int, Affine]:
         """Return the array of a side, filled by a nest before, and the index map by which it is read."""
-        key = ("side", side.axes, id(side.value))
+        key = ("side", side.axes, side.where, id(side.value))
         if key not in self.known:
             self.known[key] = self._store(side.value, kind, side.axes, side.where, BEYOND)
         load = self.known[key]
@@ -262,7 +266,7 @@ class _Stager:
         return load
 
 
-def stage(graph: Graph, program: Program, first: int, *, split: bool = False, blas: bool = True) -> Staged:
+def stage(graph: Graph, program: Program, first: int, *, split: bool = False, blas: bool = True, tiles: bool = False) -> Staged:
     """Order a program for loop nests.
 
     Args:
@@ -270,6 +274,7 @@ def stage(graph: Graph, program: Program, first: int, *, split: bool = False, bl
         program: any program.
         first: number of the first temporary buffer (all arguments are below).
         blas: turn sums of products into matrix products.
+        tiles: compute these, too, in tiles of registers, where matrices are not worth the packing of `gemm`.
         split: cut every reduction into parts over its slowest axis, for outputs too few to keep all threads busy.
     """
     groups: dict[tuple[Axes, tuple[Affine, ...]], list[Assign]] = {}
@@ -281,7 +286,7 @@ def stage(graph: Graph, program: Program, first: int, *, split: bool = False, bl
         where = tuple(tidy(w, names) for w in assign.where)
         key = (axes, where)
         groups.setdefault(key, []).append(Assign(assign.buffer, assign.type, axes, tidy(assign.index, names), value, where))
-    stager = _Stager(graph, first, split, blas)
+    stager = _Stager(graph, first, split, blas, tiles)
     for assigns in groups.values():
         stager.group(assigns)
     stager.staged.copies = _conflicts(program, groups.values())

@@ -5,28 +5,51 @@
 is no matrix product in memory: written out as one, x is as many times larger as the window has taps.  Instead x is copied once
 to an array with its zeros around, in which f is affine without conditions and walks along the last output axis by single steps,
 and w to panels of ROWS outputs, one element of each side by side.  Axes of the output that follow each other in the padded array
-as they do in the output are walked as one, over the gaps between its rows too: `tile` drops what it computes there."""
+as they do in the output are walked as one, over the gaps between its rows too: `tile` drops what it computes there.
+
+Small matrix products go the same way: the right side is copied to strips as wide as a tile, the left one is read as it lies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from gewu.ops.contract import Roles
+from gewu.ops import llvm
+from gewu.ops.contract import Roles, lies_as_matrix
+from gewu.ops.ir import WIDTH
 from gewu.ops.rewrite import MINUS, Axes, Graph, same, tidy, walk
 from gewu.ops.sizes import ONE, ZERO, Affine, Ceil, Size
 from gewu.ops.tensor import Apply, Assign, Constant, Expression, Load, Reduce, Scalar
 
-ROWS: Final = 8
-"""Rows of a tile: a divisor of most numbers of channels."""
-VECTORS: Final = 3
-"""Vectors in a row of a tile: with ROWS they are 24 accumulators, which hide the latency of 2 additions a cycle."""
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Rows of a tile, and vectors in each: 24 accumulators, which hide the latency of 2 additions a cycle."""
+
+    rows: int
+    vectors: int
+
+    def width(self, kind: str) -> int:
+        """Return the columns of a tile on the processor at hand."""
+        return self.vectors * llvm.host_vector_bits() // WIDTH[kind]
+
+    def panels(self, extent: Size) -> Size:
+        """Return how many panels hold this many rows."""
+        if extent.constant is not None:
+            return Size.of(-(-extent.constant // self.rows))
+        return Size.named(Ceil(extent, Size.of(self.rows)))
+
+
+WINDOWS: Final = Shape(8, 3)
+"""For convolutions: the rows divide most numbers of channels, and the rows of images are joined to one long one."""
+MATRICES: Final = Shape(6, 4)
+"""For products: the columns divide most extents."""
 NARROW: Final = 8
 """Extent of the last output axis, where it is known, below which tiles would mostly compute what is dropped."""
 STEPS: Final = 4
 """Steps of a window that may share an axis of the padded array with its taps."""
-PANEL, STRIP = "tile.panel", "tile.strip"
+PANEL, STRIP, LANE = "tile.panel", "tile.strip", "tile.lane"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +64,25 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a sum is computed in tiles: `rows` is their axis of rows, `chain` the output axes that are walked as one."""
+    """How a sum is computed in tiles: `rows` is their axis of rows, `chain` the output axes that are walked as one.
 
-    left: Side
+    `left` is a load where the left side is read as it lies.
+    """
+
+    left: Side | Load
     right: Side
+    shape: Shape
     rows: tuple[str, Size]
     chain: Axes
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A sum with the index maps of its sides in their own arrays, the one of rows counted by `PANEL`, ROWS elements a place."""
+    """A sum with the buffers and index maps of its sides.
+
+    The left map counts `PANEL`, a tile's rows being elements side by side, or the axis of rows where the side is read as it lies;
+    the right one counts the columns, and `STRIP` where strips lie apart.
+    """
 
     reduce: Reduce
     left: tuple[int, Affine]
@@ -64,6 +95,7 @@ class Tiled:
 
     assigns: list[Assign]
     tiles: list[Tile]
+    shape: Shape
     rows: tuple[str, Size]
     chain: Axes
 
@@ -93,7 +125,34 @@ def plan(graph: Graph, r: Reduce, chosen: Roles) -> Plan | None:
     right = _padded(graph, moved, chosen)
     if right is None or right[0].index.stride(last[0]) != ONE:
         return None
-    return Plan(_panels(graph, r.type, chosen), right[0], chosen.rows[-1], right[1])
+    return Plan(_panels(graph, r.type, chosen), right[0], WINDOWS, chosen.rows[-1], right[1])
+
+
+def matrices(graph: Graph, r: Reduce, chosen: Roles) -> Plan | None:
+    """Return how a product of two matrices in memory is computed in tiles, or None where a side is none or lies by columns."""
+    sides = [_product(graph, parts, r.type) for parts in (chosen.left, chosen.right)]
+    known = [lies_as_matrix(e, r.type, a, chosen.inner) for e, a in zip(sides, (chosen.rows, chosen.columns), strict=True)]
+    (left, right), last = sides, chosen.columns[-1]
+    if r.where or None in known or not isinstance(left, Load) or right.index.stride(last[0]) != ONE:  # type: ignore[union-attr]
+        return None
+    width = Size.of(MATRICES.width(r.type))
+    cut, inside = _cut(last, STRIP, width)
+    outer = tuple(item for item in (*chosen.batch, *chosen.columns[:-1]) if item[0] in graph.free[id(right)])
+    axes = (*outer, (STRIP, Size.named(Ceil(last[1], width))), *chosen.inner, (LANE, width))
+    index = row_major(axes)[0]
+    index = tidy(Affine((*(t for t in index.terms if t[0] != LANE), (last[0], ONE))))
+    return Plan(left, Side(axes, graph.map_affines(right, cut), inside, index), MATRICES, chosen.rows[-1], (last,))
+
+
+def _cut(item: tuple[str, Size], outer: str, length: Size) -> tuple[Callable[[Affine], Affine], tuple[Affine, ...]]:
+    """Return the change of index maps that counts an axis by pieces and `LANE`, and the condition that it still exists."""
+    axis, extent = item
+
+    def cut(m: Affine) -> Affine:
+        stride = m.stride(axis)
+        return tidy(Affine((*(t for t in m.terms if t[0] != axis), (outer, stride * length), (LANE, stride)), m.offset))
+
+    return cut, (Affine(((outer, MINUS * length), (LANE, MINUS)), extent + MINUS),)
 
 
 def _product(graph: Graph, parts: tuple[Expression, ...], kind: str) -> Expression:
@@ -111,26 +170,13 @@ def _guarded(graph: Graph, side: Expression, where: tuple[Affine, ...]) -> Expre
 
 
 def _panels(graph: Graph, kind: str, chosen: Roles) -> Side:
-    """Return the rows' side with ROWS of them next to each other; rows of the last panel that do not exist stay unwritten."""
-    side, (axis, extent), lane = _product(graph, chosen.left, kind), chosen.rows[-1], "tile.lane"
-
-    def cut(m: Affine) -> Affine:
-        stride = m.stride(axis)
-        rest = tuple(t for t in m.terms if t[0] != axis)
-        return tidy(Affine((*rest, (PANEL, stride * Size.of(ROWS)), (lane, stride)), m.offset))
-
+    """Return the rows' side, those of a tile next to each other; rows of the last panel that do not exist stay unwritten."""
+    side, rows = _product(graph, chosen.left, kind), Size.of(WINDOWS.rows)
+    cut, inside = _cut(chosen.rows[-1], PANEL, rows)
     outer = tuple(item for item in (*chosen.batch, *chosen.rows[:-1]) if item[0] in graph.free[id(side)])
-    axes = (*outer, (PANEL, panels(extent)), *chosen.inner, (lane, Size.of(ROWS)))
-    inside = Affine(((PANEL, Size.of(-ROWS)), (lane, MINUS)), extent + MINUS)
-    index = row_major(axes)[0]
-    return Side(axes, graph.map_affines(side, cut), (inside,), Affine(tuple(t for t in index.terms if t[0] != lane)))
-
-
-def panels(extent: Size) -> Size:
-    """Return how many panels hold this many rows."""
-    if extent.constant is not None:
-        return Size.of(-(-extent.constant // ROWS))
-    return Size.named(Ceil(extent, Size.of(ROWS)))
+    axes = (*outer, (PANEL, WINDOWS.panels(chosen.rows[-1][1])), *chosen.inner, (LANE, rows))
+    index = Affine(tuple(t for t in row_major(axes)[0].terms if t[0] != LANE))
+    return Side(axes, graph.map_affines(side, cut), inside, index)
 
 
 def row_major(axes: Axes) -> tuple[Affine, Size]:
