@@ -16,9 +16,10 @@ from typing import Any, Final
 import numpy as np
 
 from gewu.ops import gemm
+from gewu.ops.ir import WIDTH
 from gewu.ops.nest_parts import Access
 from gewu.ops.pool import Memory, memory, run_ranges
-from gewu.ops.rewrite import Axes, Graph, same
+from gewu.ops.rewrite import Axes, Graph, same, walk
 from gewu.ops.sizes import Affine, Size
 from gewu.ops.tensor import Apply, Expression, Load, Reduce
 
@@ -123,7 +124,13 @@ def worthwhile(r: Reduce, chosen: Roles) -> bool:
     if r.where:
         return False
     sides = ((chosen.rows, chosen.right, chosen.columns), (chosen.columns, chosen.left, chosen.rows))
-    return all(count(few) > FEW or lies(other, r.type, across, r.axes) for few, other, across in sides)
+    return all(count(few) >= least(other, r.type, FEW + 1) or lies(other, r.type, across, r.axes) for few, other, across in sides)
+
+
+def least(parts: tuple[Expression, ...], kind: str, plain: int) -> int:
+    """Return how often a side must be used to be written to an array: more often where it is read in fewer bytes than written."""
+    packed = sum(WIDTH[e.type] for e in walk(list(parts)) if isinstance(e, Load)) < WIDTH[kind]
+    return max(plain, 2 * FEW + 1) if packed else plain
 
 
 def lies(parts: tuple[Expression, ...], kind: str, outer: Axes, inner: Axes) -> bool:

@@ -336,7 +336,9 @@ class Nest:
     def affine(self, index: Affine) -> str:
         """Return an index map's value as i64; each part is computed in the outermost loop that knows it."""
         terms = sorted(index.terms, key=lambda t: self.depth(frozenset((t[0],))))
-        done, total = (), self._size(index.offset)
+        shift = sum(c for c, factors in index.offset.terms if not factors)
+        offset = index.offset + Size.of(-shift)  # neighbours differ by a constant that LLVM sees
+        done, total = (), self._size(offset)
         for axis, stride in terms:
             done = (*done, (axis, stride))
 
@@ -346,8 +348,10 @@ class Nest:
                     term = self.lower.emit(f"mul nsw i64 {term}, {self._size(stride)}")
                 return Value(term if total == "0" else self.lower.emit(f"add nsw i64 {total}, {term}"), "s64")
 
-            total = self.at(self.depth(frozenset((axis,))), add, ("affine", done, index.offset)).name
-        return total
+            total = self.at(self.depth(frozenset((axis,))), add, ("affine", done, offset)).name
+        if shift and total == "0":
+            return str(shift)
+        return self.lower.emit(f"add nsw i64 {total}, {shift}") if shift else total
 
     def value(self, e: Expression) -> Value:
         """Return the value of an interned expression."""

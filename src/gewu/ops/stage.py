@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from gewu.ops.contract import Matrix, Product, Roles, count, lies, lies_as_matrix, roles, worthwhile
+from gewu.ops.contract import Matrix, Product, Roles, count, least, lies, lies_as_matrix, roles, worthwhile
 from gewu.ops.nest_parts import step_cost
 from gewu.ops.places import straight
 from gewu.ops.rewrite import MINUS, Axes, Graph, collapse, tidy, walk
 from gewu.ops.sizes import ONE, ZERO, Affine, Ceil, Size
+from gewu.ops.sums import merged, written_out
 from gewu.ops.tensor import Apply, Assign, Expression, Gather, Load, Program, Reduce
 from gewu.ops.transpose import crossing
 from gewu.ops.window import WINDOWS, Side, Tile, Tiled, matrices, plan, row_major
@@ -65,7 +66,7 @@ class _Stager:
             if not assigns:
                 return
             assigns = assigns if tiled.tiles else collapse(self.graph, assigns)
-        assigns = _reordered(assigns, tiled.chain) if tiled.tiles else _ordered(assigns)
+        assigns = _reordered(assigns, tiled.chain) if tiled.tiles else written_out(self.graph, _ordered(assigns))
         axes = assigns[0].axes
         while True:
             found = self.graph.reductions([a.value for a in assigns])
@@ -138,7 +139,7 @@ class _Stager:
     def _tiled(self, r: Reduce, chosen: Roles, assigns: list[Assign], tiled: Tiled) -> bool:
         """Add a sum to those that are computed in tiles of registers, if it can be; the arrays that it reads are added first."""
         axes = frozenset(axis for axis, _ in assigns[0].axes)
-        if self.graph.free[id(r)] != axes or assigns[0].where or count(chosen.rows) < LEAST:
+        if self.graph.free[id(r)] != axes or assigns[0].where or count(chosen.rows) < least(chosen.right, r.type, LEAST):
             return False
         if r.where or not lies(chosen.right, r.type, chosen.columns, chosen.inner):
             found = plan(self.graph, r, chosen)
@@ -278,8 +279,9 @@ def stage(graph: Graph, program: Program, first: int, *, split: bool = False, bl
         split: cut every reduction into parts over its slowest axis, for outputs too few to keep all threads busy.
     """
     groups: dict[tuple[Axes, tuple[Affine, ...]], list[Assign]] = {}
+    written = frozenset(a.buffer for a in program.assigns)
     for assign in program.assigns:
-        graph_value = straight(graph, graph.intern(assign.value))
+        graph_value = merged(graph, straight(graph, graph.intern(assign.value)), written)
         names = {axis: f"o{place}" for place, (axis, _) in enumerate(assign.axes)}
         axes = tuple((names[axis], size) for axis, size in assign.axes)
         value = graph.map_affines(graph_value, lambda m, names=names: tidy(m, names))
