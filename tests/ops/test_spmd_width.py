@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from gewu.ops import interp
+from gewu.ops.shape import Layout, analyse
 from gewu.ops.spmd import compile_spmd
+from gewu.ops.spmd_induction import split_counters
 from gewu.ops.spmd_values import build_flow
 from gewu.ops.spmd_width import analyse_widest
 from tests.ops.assembly import assemble
@@ -83,3 +85,40 @@ def test_wide_vectors_compute_what_the_interpreter_does(text: str, count: int) -
             interp.run(kernel, (1, 1, 1), (128, 1, 1), args)
         results.append(y)
     same(*results)
+
+
+START = "mulwide.s32 do = rt 4\n  param.b64 ds = 24\n  add.s64 ds = ds do\n  ld.s32 ri = ds 0 | global"
+OWN = stream(START, "add.s32 rv = rv rt", 40)
+STARTS = {
+    "side by side": np.arange(64) + 3,
+    "not in all threads": np.where(np.arange(64) % 32 < 5, 9999, np.arange(64)),
+    "backwards": np.arange(64)[::-1],
+    "none": np.full(64, 9999),
+    "two runs": np.arange(64) + np.arange(64) // 48 * 8,
+}
+
+
+@pytest.mark.parametrize("which", STARTS)
+def test_threads_that_enter_a_loop_with_their_own_counters(which: str) -> None:
+    kernel = assemble("own", [8, 8, 4, 8], OWN)
+    results = []
+    for run in ("vectors", "interpreter"):
+        x, y = np.arange(1024, dtype=np.int32), np.zeros(1024, np.int32)
+        args = [x, y, np.int32(500), STARTS[which].astype(np.int32)]
+        if run == "vectors":
+            compile_spmd(kernel, (64, 1, 1)).launch((1, 1, 1), args)
+        else:
+            interp.run(kernel, (1, 1, 1), (64, 1, 1), args)
+        results.append(y)
+    same(*results)
+
+
+def test_a_counter_is_what_a_thread_brought_and_one_number_for_all() -> None:
+    kernel = assemble("own", [8, 8, 4, 8], OWN)
+    flow = build_flow(kernel, {"tid.y": 0, "tid.z": 0})
+    layout = Layout(32, (64, 1, 1))
+    assert split_counters(analyse(flow, layout))
+    shapes = analyse(flow, layout)
+    moved = {name: shape for name, shape in shapes.shape.items() if name.endswith(".moved")}
+    assert moved and all(shape.stride == 0 for shape in moved.values())
+    assert not split_counters(shapes)

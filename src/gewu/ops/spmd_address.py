@@ -11,6 +11,7 @@ from gewu.ops.spmd_flow import Op
 from gewu.ops.spmd_report import CHECK, data_text, report
 
 if TYPE_CHECKING:
+    from gewu.ops.spmd_program import Program
     from gewu.ops.spmd_region import Region
 
 LARGE = 1500
@@ -43,6 +44,19 @@ def lanes_of(b: Builder, base: Val, narrow: Val, shape: Shape) -> str:
     rest = shape.stride - factor * narrow.stride
     total = b.emit(f"add {t} {delta}, {b.splat('i64', base.name)}")
     return b.emit(f"add {t} {total}, {b.steps('i64', rest)}") if rest else total
+
+
+def parts(program: Program, address: ir.Operand, number: int) -> tuple[ir.Operand, list[ir.Operand]]:
+    """Return a varying address, as a node sees it, as its varying part and what is added to that for all threads."""
+    rest: list[ir.Operand] = []
+    while isinstance(address, str) and address in program.sums:
+        shapes = [program.shapes.at(s, number) or VARYING for s in program.sums[address]]
+        kinds = [shape.stride for shape in shapes]
+        if kinds not in ([None, 0], [0, None]):
+            break
+        rest.append(program.sums[address][kinds.index(0)])
+        address = program.sums[address][kinds.index(None)]
+    return address, rest
 
 
 class Access:
@@ -172,8 +186,8 @@ class Access:
         if self.address.kind == "s":
             fits = self.fits()
             return (b.emit(f"and i1 {full}, {fits}") if fits else full), self.address._replace(kind="u", stride=0)
-        first = Val("u", b.emit(f"extractelement {b.vector('i64')} {self.address.name}, i64 0"), "i64")
-        return b.emit(f"and i1 {full}, {self.contiguous(self.address, first, size)}"), first
+        near, first = self.near(size)
+        return b.emit(f"and i1 {full}, {near}"), first
 
     def moved(self, step: int) -> Val:
         """Return the address some bytes further."""
@@ -181,17 +195,43 @@ class Access:
 
     def hopeful(self) -> bool:
         """Tell whether it is worth a test that varying addresses happen to be contiguous."""
-        return self.space == "global" and sum(len(n.code) for n in self.region.flow.nodes) < LARGE
+        return self.space in ("global", "shared") and sum(len(n.code) for n in self.region.flow.nodes) < LARGE
 
-    def contiguous(self, address: Val, first: Val, size: int) -> str:
-        """Return the test that lane 0 runs and all lanes that run lie `size` bytes apart."""
-        b, t = self.b, self.b.vector("i64")
-        want = b.emit(f"add {t} {b.splat('i64', first.name)}, {b.steps('i64', size)}")
-        same = b.emit(f"icmp eq {t} {address.name}, {want}")
-        idle = b.emit(f"xor {b.vector('i1')} {self.mask}, {b.splat('i1', 'true')}")
-        good = b.bits(b.emit(f"or {b.vector('i1')} {same}, {idle}"))
-        runs = b.emit(f"trunc i{b.lanes} {b.bits(self.mask)} to i1")
-        return b.emit(f"and i1 {b.emit(f'icmp eq i{b.lanes} {good}, -1')}, {runs}")
+    def near(self, size: int) -> tuple[str, Val]:
+        """Return the test that all lanes that run lie `size` bytes apart, and where lane 0 lies then.
+
+        Only the part of the address that varies is looked at, once in a block, and where a loop does not change it with the
+        lanes that entered the loop: that test moves out of it.
+        """
+        region, b = self.region, self.b
+        root, rest = parts(region.program, self.op.src[0], region.number)
+        before = region.mask_before(root)
+        mask = before or self.mask
+        key = root, mask, size
+        if key not in region.near:
+            value = region.flat(root, "i32" if self.space == "shared" else "i64")
+            region.near[key] = self._contiguous(value, mask, size, b.first(mask) if before else "0")
+        test, first = region.near[key]
+        for other in rest:
+            first = b.op("add", first, region.take(other, first.type))
+        first = b.op("add", first, integer(first.type, self.step)) if self.step else first
+        return test, b.convert("sext", first, "i64")
+
+    def _contiguous(self, value: Val, mask: str, size: int, lane: str) -> tuple[str, Val]:
+        """Return the test that a lane runs, and all that run lie `size` bytes apart, and the place of lane 0."""
+        b, kind = self.b, value.type
+        t = b.vector(kind)
+        start = b.lane_of(value._replace(name=b.vec(value), kind="v"), lane)
+        if lane != "0":
+            index = lane if kind == "i64" else b.emit(f"trunc i64 {lane} to {kind}")
+            start = b.emit(f"sub {kind} {start}, {b.emit(f'mul {kind} {index}, {size}')}")
+        want = b.emit(f"add {t} {b.splat(kind, start)}, {b.steps(kind, size)}")
+        apart = b.emit(f"icmp ne {t} {b.vec(value)}, {want}")
+        bits = b.bits(b.emit(f"and {b.vector('i1')} {apart}, {mask}"))
+        test = b.emit(f"icmp eq i{b.lanes} {bits}, 0")
+        if lane == "0":
+            test = b.emit(f"and i1 {test}, {b.emit(f'trunc i{b.lanes} {b.bits(mask)} to i1')}")
+        return test, Val("u", start, kind)
 
     def places(self, address: Val) -> Val:
         """Return pointers into interleaved local memory, or wherever generic addresses lead."""

@@ -60,8 +60,8 @@ def _load_one(access: Access, kind: str, step: int) -> Val:
     if address.kind == "s":
         address = b.op("add", access.exact(), integer("i64", step))
     if address.kind == "v" and access.hopeful():
-        first = Val("u", b.emit(f"extractelement {b.vector('i64')} {address.name}, i64 0"), "i64")
-        near = access.contiguous(address, first, size)
+        near, first = access.near(size)
+        first = b.op("add", first, integer("i64", step)) if step else first
         return b.either(near, lambda: _load_unit(access, kind, first), lambda: _gather(access, kind, address))
     return _gather(access, kind, address)
 
@@ -177,8 +177,8 @@ def _store_one(access: Access, value: Val, step: int) -> None:
     if address.kind == "s":
         address = b.op("add", access.exact(), integer("i64", step))
     if address.kind == "v" and access.hopeful():
-        first = Val("u", b.emit(f"extractelement {b.vector('i64')} {address.name}, i64 0"), "i64")
-        near = access.contiguous(address, first, size)
+        near, first = access.near(size)
+        first = b.op("add", first, integer("i64", step)) if step else first
         b.split(near, lambda: _store_unit(access, value, first), lambda: _scatter(access, value, address))
         return
     _scatter(access, value, address)

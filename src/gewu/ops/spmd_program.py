@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from gewu.ops import ir
 from gewu.ops.shape import VARYING, Shapes
+from gewu.ops.spmd_address import parts
 from gewu.ops.spmd_emit import BITS
-from gewu.ops.spmd_flow import Flow
+from gewu.ops.spmd_flow import Flow, Op
 
 
 @dataclass(slots=True)
@@ -26,6 +27,7 @@ class Program:
         fresh: values that every region computes anew.
         locked: atomic operations on global memory take a lock.
         literals: the numbers that stand in the code.
+        sums: what is added for integer sums that every thread of their block computes.
     """
 
     kernel: ir.Kernel
@@ -43,6 +45,7 @@ class Program:
     native: bool = False
     locked: bool = False
     literals: frozenset[int] = frozenset()
+    sums: dict[str, tuple[ir.Operand, ...]] = field(default_factory=dict)
     declarations: set[str] = field(default_factory=set)
     helpers: dict[str, str] = field(default_factory=dict)
 
@@ -81,10 +84,16 @@ def prepare(kernel: ir.Kernel, flow: Flow, shapes: Shapes, checked: bool, dynami
             plain = all(d in shapes.invariant and shapes.shape[d].stride is not None for d in op.dst)
             if plain and all(isinstance(s, int) or s in program.fresh for s in op.src):
                 program.fresh.update(op.dst)
+    program.sums = {
+        op.dst[0]: op.src
+        for node in flow.nodes
+        for op in node.code
+        if op.op == "add" and op.type not in ir.FLOATS and not op.guard
+    }
     _find_types(program)
     for number, node in enumerate(flow.nodes):
         for op in node.code:
-            for name in _read(shapes, op.operands()):
+            for name in _read(shapes, _operands(program, op, number)):
                 _note_use(program, name, number)
         for sources in node.phis.values():
             for pred, value in sources.items():
@@ -99,6 +108,14 @@ def prepare(kernel: ir.Kernel, flow: Flow, shapes: Shapes, checked: bool, dynami
         offset += size if size < 64 else -(-size // 64) * 64
     program.state = -(-offset // 64) * 64
     return program
+
+
+def _operands(program: Program, op: Op, number: int) -> list[ir.Operand]:
+    """Return what an operation reads, the parts of an address that varies included."""
+    if op.op not in ("ld", "st"):
+        return op.operands()
+    root, rest = parts(program, op.src[0], number)
+    return [*op.operands(), root, *rest]
 
 
 def _read(shapes: Shapes, operands: list[ir.Operand]) -> list[str]:
@@ -158,7 +175,7 @@ def _find_live(program: Program) -> None:
             if name in program.kept:
                 reads.add(f"kept:{name}")
         for op in node.code:
-            read(op.operands())
+            read(_operands(program, op, number))
             made.update(op.dst)
             reads.update(f"kept:{d}" for d in op.dst if d in program.kept)
         for target in node.next:
