@@ -1,4 +1,4 @@
-"""SPMD code: how many threads a vector holds, and that vectors of several warps compute what the interpreter does."""
+"""SPMD code: how many threads a vector holds, counters of loops, and branches that are not worth a jump."""
 
 import numpy as np
 import pytest
@@ -122,3 +122,41 @@ def test_a_counter_is_what_a_thread_brought_and_one_number_for_all() -> None:
     moved = {name: shape for name, shape in shapes.shape.items() if name.endswith(".moved")}
     assert moved and all(shape.stride == 0 for shape in moved.values())
     assert not split_counters(shapes)
+
+
+CHOICE = """
+a:
+  special.b32 rt = | tid.x
+  param.b64 dx = 0
+  mulwide.s32 do = rt 4
+  add.s64 dx = dx do
+  ld.s32 rv = dx 0 | global
+  mov.b32 rz = 1
+  setp.s32 p0 = rv 10 | lt
+  @p0 bra
+  -> small next
+next:
+  {op} rw = rv 20
+  setp.s32 p1 = rw 0 | eq
+  @p1 bra
+  -> small end
+small:
+  add.s32 rz = rv 7
+  -> end
+end:
+  st.s32 dx 0 rz | global
+  exit
+"""
+
+
+@pytest.mark.parametrize(("op", "jumps"), [("sub.s32", False), ("div.s32", True)])
+@pytest.mark.parametrize("values", [np.arange(32), np.full(32, 5), np.full(32, 20), np.full(32, 50)])
+def test_a_few_operations_run_without_a_jump(op: str, jumps: bool, values: np.ndarray) -> None:
+    kernel = assemble("choice", [8], CHOICE.format(op=op))
+    compiled = compile_spmd(kernel, (32, 1, 1))
+    region = compiled.text.split("define internal i32 @region0")[1].split("\n}")[0]
+    assert ("br i1" in region) == jumps
+    x = values.astype(np.int32)
+    want = np.where((x < 10) | ((x - 20 if op == "sub.s32" else x // 20) == 0), x + 7, 1).astype(np.int32)
+    compiled.launch((1, 1, 1), [x])
+    same(x, want)

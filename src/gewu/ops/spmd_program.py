@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from gewu.ops import ir
 from gewu.ops.shape import VARYING, Shapes
 from gewu.ops.spmd_address import parts
 from gewu.ops.spmd_emit import BITS
 from gewu.ops.spmd_flow import Flow, Op
+
+_FEW: Final = 10
+"""Operations that take less time than a branch that was not foreseen."""
+_DEAR: Final = frozenset(
+    {"div", "rem", "ex2", "lg2", "sin", "cos", "tanh", "sqrt", "rsqrt", "rcp", "prmt", "bfi", "mulhi", "dp4a"}
+)
 
 
 @dataclass(slots=True)
@@ -28,6 +35,7 @@ class Program:
         locked: atomic operations on global memory take a lock.
         literals: the numbers that stand in the code.
         sums: what is added for integer sums that every thread of their block computes.
+        straight: nodes that run even where no thread needs them, for want of an effect.
     """
 
     kernel: ir.Kernel
@@ -46,6 +54,7 @@ class Program:
     locked: bool = False
     literals: frozenset[int] = frozenset()
     sums: dict[str, tuple[ir.Operand, ...]] = field(default_factory=dict)
+    straight: set[int] = field(default_factory=set)
     declarations: set[str] = field(default_factory=set)
     helpers: dict[str, str] = field(default_factory=dict)
 
@@ -90,6 +99,8 @@ def prepare(kernel: ir.Kernel, flow: Flow, shapes: Shapes, checked: bool, dynami
         for op in node.code
         if op.op == "add" and op.type not in ir.FLOATS and not op.guard
     }
+    for number in shapes.divergent:
+        program.straight |= _straight(flow, shapes, number)
     _find_types(program)
     for number, node in enumerate(flow.nodes):
         for op in node.code:
@@ -108,6 +119,35 @@ def prepare(kernel: ir.Kernel, flow: Flow, shapes: Shapes, checked: bool, dynami
         offset += size if size < 64 else -(-size // 64) * 64
     program.state = -(-offset // 64) * 64
     return program
+
+
+def _straight(flow: Flow, shapes: Shapes, number: int) -> set[int]:
+    """Return the blocks between a parting and where its threads meet again, when to run them all costs less than to ask who must.
+
+    They hold a few plain operations and no way out: without threads they change nothing.
+    """
+    meet, last = flow.ipdom[number], flow.nodes[number].last
+    if last is None or last.op != "bra" or meet <= number or flow.inside[meet] != flow.inside[number]:
+        return set()
+    between: set[int] = set()
+    work, size = [t for t in flow.nodes[number].next if t != meet], 0
+    while work:
+        inner = work.pop()
+        if inner in between:
+            continue
+        node = flow.nodes[inner]
+        code = [op for op in node.code if op is not node.last]
+        size += len(code)
+        plain = all(op.op in ir.PURE and op.op not in _DEAR and op.type not in ("f64", "f16x2", "bf16x2") for op in code)
+        leaves = node.stop or (
+            node.last is not None and (node.last.op != "bra" or (node.last.guard and inner not in shapes.divergent))
+        )
+        inside = number < inner < meet and flow.inside[inner] == flow.inside[number] and flow.idom[inner] in {number, *between}
+        if not plain or leaves or not inside or size > _FEW or inner in flow.irreducible:
+            return set()
+        between.add(inner)
+        work += [t for t in node.next if t != meet]
+    return between
 
 
 def _operands(program: Program, op: Op, number: int) -> list[ir.Operand]:

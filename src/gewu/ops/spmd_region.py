@@ -105,6 +105,9 @@ class Region:
             return [(bits[0], bits[0])]
         if number in self.shapes.divergent:
             first, second = sorted(bits)
+            straight = sum(1 << t for t in node.next if t in self.program.straight)
+            if first & straight:
+                return [(first | second, straight)]
             return [(first | second, first), (second, second)]
         return [(bit, bit) for bit in bits]
 
@@ -517,6 +520,10 @@ class Region:
             if self.shapes.leader[target] == target:
                 self._arrive(target, mask)
         first, mask = sides[0]
+        if first in self.program.straight:
+            more, sure = self._moves(number)[0]
+            self._jump(may | more, must | sure)
+            return
         b.put(f"br i1 {b.any(mask)}, label %yes{number}, label %no{number}")
         b.label(f"yes{number}")
         self._flag(first, "true")
