@@ -13,9 +13,7 @@ from gewu.ops.spmd_flow import Flow, Op
 
 _FEW: Final = 10
 """Operations that take less time than a branch that was not foreseen."""
-_DEAR: Final = frozenset(
-    {"div", "rem", "ex2", "lg2", "sin", "cos", "tanh", "sqrt", "rsqrt", "rcp", "prmt", "bfi", "mulhi", "dp4a"}
-)
+_DEAR: Final = frozenset("div rem ex2 lg2 sin cos tanh sqrt rsqrt rcp prmt bfi mulhi dp4a".split())
 
 
 @dataclass(slots=True)
@@ -139,11 +137,9 @@ def _straight(flow: Flow, shapes: Shapes, number: int) -> set[int]:
         code = [op for op in node.code if op is not node.last]
         size += len(code)
         plain = all(op.op in ir.PURE and op.op not in _DEAR and op.type not in ("f64", "f16x2", "bf16x2") for op in code)
-        leaves = node.stop or (
-            node.last is not None and (node.last.op != "bra" or (node.last.guard and inner not in shapes.divergent))
-        )
+        unsure = node.last is not None and (node.last.op != "bra" or (node.last.guard and inner not in shapes.divergent))
         inside = number < inner < meet and flow.inside[inner] == flow.inside[number] and flow.idom[inner] in {number, *between}
-        if not plain or leaves or not inside or size > _FEW or inner in flow.irreducible:
+        if node.stop or unsure or not plain or not inside or size > _FEW or inner in flow.irreducible:
             return set()
         between.add(inner)
         work += [t for t in node.next if t != meet]
