@@ -13,7 +13,7 @@ from gewu.ops.spmd_flow import Flow, Op
 
 _FEW: Final = 10
 """Operations that take less time than a branch that was not foreseen."""
-_DEAR: Final = frozenset("div rem ex2 lg2 sin cos tanh sqrt rsqrt rcp prmt bfi mulhi dp4a".split())
+_DEAR: Final = frozenset({"div", "rem", "ex2", "lg2", "sin", "cos", "tanh", "sqrt", "rsqrt", "rcp", "prmt", "bfi", "mulhi"})
 
 
 @dataclass(slots=True)
