@@ -160,3 +160,42 @@ def test_a_few_operations_run_without_a_jump(op: str, jumps: bool, values: np.nd
     want = np.where((x < 10) | ((x - 20 if op == "sub.s32" else x // 20) == 0), x + 7, 1).astype(np.int32)
     compiled.launch((1, 1, 1), [x])
     same(x, want)
+
+
+PICK = """
+a:
+  special.b32 rt = | tid.x
+  param.b64 dx = 0
+  param.b64 dy = 8
+  param.b64 ds = 16
+  param.b64 dm = 24
+  mulwide.s32 do = rt 4
+  add.s64 da = ds do
+  ld.{kind} ri = da 0 | global
+  {address}
+  add.s64 da = dx da
+  ld.s32 rv = da {step} | global
+  add.s64 da = dy do
+  st.s32 da 0 rv | global
+  exit
+"""
+ADDRESSES = {
+    "product": "mulwide.{kind} da = ri 4",
+    "shift": "cvt.s64 da = ri | {kind}\n  add.s64 da = da dm\n  shl.b64 da = da 2",
+    "multiple": "mulwide.{kind} da = ri 8\n  add.s64 da = da dm",
+}
+
+
+@pytest.mark.parametrize("kind", ["s32", "u32"])
+@pytest.mark.parametrize("which", ADDRESSES)
+@pytest.mark.parametrize("order", ["rising", "falling", "wrapping"])
+def test_places_are_a_common_one_and_narrow_distances(kind: str, which: str, order: str) -> None:
+    address = ADDRESSES[which].format(kind=kind)
+    kernel = assemble("pick", [8, 8, 8, 8], PICK.format(kind=kind, address=address, step=8))
+    lane, low = np.arange(64), 0 if kind == "u32" else -20
+    place = {"rising": lane + low, "falling": 63 - lane + low, "wrapping": np.roll(lane, 40) + low}[order]
+    x, y = np.arange(1000, dtype=np.int32), np.zeros(64, np.int32)
+    middle = np.int64(40)
+    compile_spmd(kernel, (64, 1, 1)).launch((1, 1, 1), [x[100:], y, place.astype(np.int32), middle])
+    want = {"product": place, "shift": place + 40, "multiple": 2 * place + 10}[which] + 102
+    same(y, want.astype(np.int32))

@@ -7,7 +7,7 @@ from typing import Final
 
 from gewu.ops import ir
 from gewu.ops.shape import VARYING, Shapes
-from gewu.ops.spmd_address import parts
+from gewu.ops.spmd_address import is_linear, linear
 from gewu.ops.spmd_emit import BITS
 from gewu.ops.spmd_flow import Flow, Op
 
@@ -32,7 +32,7 @@ class Program:
         fresh: values that every region computes anew.
         locked: atomic operations on global memory take a lock.
         literals: the numbers that stand in the code.
-        sums: what is added for integer sums that every thread of their block computes.
+        linear: the operations that make addresses of sums and multiples.
         straight: nodes that run even where no thread needs them, for want of an effect.
     """
 
@@ -51,7 +51,7 @@ class Program:
     native: bool = False
     locked: bool = False
     literals: frozenset[int] = frozenset()
-    sums: dict[str, tuple[ir.Operand, ...]] = field(default_factory=dict)
+    linear: dict[str, Op] = field(default_factory=dict)
     straight: set[int] = field(default_factory=set)
     declarations: set[str] = field(default_factory=set)
     helpers: dict[str, str] = field(default_factory=dict)
@@ -91,12 +91,7 @@ def prepare(kernel: ir.Kernel, flow: Flow, shapes: Shapes, checked: bool, dynami
             plain = all(d in shapes.invariant and shapes.shape[d].stride is not None for d in op.dst)
             if plain and all(isinstance(s, int) or s in program.fresh for s in op.src):
                 program.fresh.update(op.dst)
-    program.sums = {
-        op.dst[0]: op.src
-        for node in flow.nodes
-        for op in node.code
-        if op.op == "add" and op.type not in ir.FLOATS and not op.guard
-    }
+    program.linear = {op.dst[0]: op for node in flow.nodes for op in node.code if is_linear(op)}
     for number in shapes.divergent:
         program.straight |= _straight(flow, shapes, number)
     _find_types(program)
@@ -150,8 +145,8 @@ def _operands(program: Program, op: Op, number: int) -> list[ir.Operand]:
     """Return what an operation reads, the parts of an address that varies included."""
     if op.op not in ("ld", "st"):
         return op.operands()
-    root, rest = parts(program, op.src[0], number)
-    return [*op.operands(), root, *rest]
+    whole = linear(program, op.src[0], number)
+    return [*op.operands(), whole.root, *(o for o, _ in whole.rest)]
 
 
 def _read(shapes: Shapes, operands: list[ir.Operand]) -> list[str]:
