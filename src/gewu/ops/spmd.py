@@ -29,6 +29,8 @@ from gewu.core.errors import InputError
 from gewu.ops import ir, llvm, spmd_cache
 from gewu.ops.native import Parts
 from gewu.ops.pool import THREADS, run_ranges
+from gewu.ops.shape import analyse
+from gewu.ops.spmd_induction import split_counters
 from gewu.ops.spmd_packets import join_packets
 from gewu.ops.spmd_program import Program, prepare
 from gewu.ops.spmd_region import Region
@@ -247,6 +249,8 @@ def write(compiled: Compiled, bounded: bool, native: bool) -> tuple[str, tuple[s
     constants |= {f"tid.{axis}": 0 for axis, size in zip("xyz", block, strict=True) if size == 1}
     flow = build_flow(kernel, constants)
     shapes = analyse_widest(kernel, flow, block, bounded)
+    if split_counters(shapes):
+        shapes = analyse(flow, shapes.layout)
     join_packets(flow, shapes)
     program = prepare(kernel, flow, shapes, compiled.checked, compiled.shared, native)
     entries = [0, *sorted({node.next[0] for node in flow.nodes if node.stop})]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gewu.ops import ir, spmd_ops
 from gewu.ops.shape import VARYING, Shape
@@ -11,6 +11,7 @@ from gewu.ops.spmd_flow import Op
 from gewu.ops.spmd_report import CHECK, data_text, report
 
 if TYPE_CHECKING:
+    from gewu.ops.spmd_program import Program
     from gewu.ops.spmd_region import Region
 
 LARGE = 1500
@@ -43,6 +44,50 @@ def lanes_of(b: Builder, base: Val, narrow: Val, shape: Shape) -> str:
     rest = shape.stride - factor * narrow.stride
     total = b.emit(f"add {t} {delta}, {b.splat('i64', base.name)}")
     return b.emit(f"add {t} {total}, {b.steps('i64', rest)}") if rest else total
+
+
+class Linear(NamedTuple):
+    """An address that varies, as factor * root + the sum of multiples of what is the same for all threads.
+
+    `sign`: "s" or "u" where the root is a 32-bit value that is extended so, else "".
+    """
+
+    root: ir.Operand
+    factor: int = 1
+    sign: str = ""
+    rest: tuple[tuple[ir.Operand, int], ...] = ()
+
+
+def linear(program: Program, address: ir.Operand, number: int) -> Linear:
+    """Return a varying address, as a node sees it, taken apart as far as sums and multiplications by numbers reach."""
+    factor, rest = 1, list[tuple[ir.Operand, int]]()
+    while isinstance(address, str) and (op := program.linear.get(address)):
+        strides = [(program.shapes.at(s, number) or VARYING).stride for s in op.src]
+        other = op.src[-1]
+        if op.op == "add" and strides in ([None, 0], [0, None]):
+            rest.append((op.src[strides.index(0)], factor))
+            address = op.src[strides.index(None)]
+        elif op.op in ("shl", "mul", "mulwide") and strides[0] is None and isinstance(other, int):
+            wider = factor * (1 << other if op.op == "shl" else other)
+            if not 0 < wider < 1 << 16:
+                break
+            factor, address = wider, op.src[0]
+            if op.op == "mulwide":
+                return Linear(address, factor, op.type[0], tuple(rest))
+        elif op.op == "cvt" and strides[0] is None:
+            return Linear(op.src[0], factor, op.mods[0][0], tuple(rest))
+        else:
+            break
+    return Linear(address, factor, "", tuple(rest))
+
+
+def is_linear(op: Op) -> bool:
+    """Tell whether `linear` may look into an operation."""
+    if op.guard or op.type in ir.FLOATS:
+        return False
+    if op.op == "cvt":
+        return ir.WIDTH[op.type] == 64 and op.mods[0] in ("s32", "u32") and "sat" not in op.mods
+    return (op.op in ("add", "shl", "mul") and ir.WIDTH[op.type] >= 32) or (op.op == "mulwide" and op.type in ("s32", "u32"))
 
 
 class Access:
@@ -172,8 +217,8 @@ class Access:
         if self.address.kind == "s":
             fits = self.fits()
             return (b.emit(f"and i1 {full}, {fits}") if fits else full), self.address._replace(kind="u", stride=0)
-        first = Val("u", b.emit(f"extractelement {b.vector('i64')} {self.address.name}, i64 0"), "i64")
-        return b.emit(f"and i1 {full}, {self.contiguous(self.address, first, size)}"), first
+        near, first = self.near(size)
+        return b.emit(f"and i1 {full}, {near}"), first
 
     def moved(self, step: int) -> Val:
         """Return the address some bytes further."""
@@ -181,17 +226,71 @@ class Access:
 
     def hopeful(self) -> bool:
         """Tell whether it is worth a test that varying addresses happen to be contiguous."""
-        return self.space == "global" and sum(len(n.code) for n in self.region.flow.nodes) < LARGE
+        return self.space in ("global", "shared") and sum(len(n.code) for n in self.region.flow.nodes) < LARGE
 
-    def contiguous(self, address: Val, first: Val, size: int) -> str:
-        """Return the test that lane 0 runs and all lanes that run lie `size` bytes apart."""
-        b, t = self.b, self.b.vector("i64")
-        want = b.emit(f"add {t} {b.splat('i64', first.name)}, {b.steps('i64', size)}")
-        same = b.emit(f"icmp eq {t} {address.name}, {want}")
-        idle = b.emit(f"xor {b.vector('i1')} {self.mask}, {b.splat('i1', 'true')}")
-        good = b.bits(b.emit(f"or {b.vector('i1')} {same}, {idle}"))
-        runs = b.emit(f"trunc i{b.lanes} {b.bits(self.mask)} to i1")
-        return b.emit(f"and i1 {b.emit(f'icmp eq i{b.lanes} {good}, -1')}, {runs}")
+    @property
+    def linear(self) -> Linear:
+        """The address taken apart."""
+        return linear(self.region.program, self.op.src[0], self.region.number)
+
+    def near(self, size: int) -> tuple[str, Val]:
+        """Return the test that all lanes that run lie `size` bytes apart, and where lane 0 lies then.
+
+        Only the part of the address that varies is looked at, once in a block, and where a loop does not change it with the
+        lanes that entered the loop: that test moves out of it.
+        """
+        region, b, whole = self.region, self.b, self.linear
+        if size % whole.factor:
+            return "false", self._rest(whole, integer("i32" if self.space == "shared" else "i64", 0))
+        before = region.mask_before(whole.root)
+        mask = before or self.mask
+        key = whole.root, mask, size // whole.factor
+        if key not in region.near:
+            value = region.flat(whole.root, "i32" if self.space == "shared" or whole.sign else "i64")
+            region.near[key] = self._contiguous(value, mask, size // whole.factor, b.first(mask) if before else "0")
+        test, first = region.near[key]
+        if whole.sign:  # the 32-bit value must not wrap from lane to lane
+            reach = size // whole.factor * (b.lanes - 1)
+            last = (1 << (31 if whole.sign == "s" else 32)) - 1 - reach
+            below = b.emit(f"icmp {whole.sign}le i32 {first.name}, {last}")
+            test, first = b.emit(f"and i1 {test}, {below}"), b.convert(f"{whole.sign.replace('u', 'z')}ext", first, "i64")
+        return test, self._rest(whole, spmd_ops.multiply(b, first, integer(first.type, whole.factor)))
+
+    def _rest(self, whole: Linear, start: Val) -> Val:
+        """Return a place, counted from what all threads add, as 64 bits."""
+        b = self.b
+        for other, factor in whole.rest:
+            part = self.region.take(other, start.type)
+            start = b.op("add", start, b.op("mul", part, integer(start.type, factor)) if factor > 1 else part)
+        start = b.op("add", start, integer(start.type, self.step)) if self.step else start
+        return b.convert("sext", b.convert("trunc", start, "i32") if self.space == "shared" else start, "i64")
+
+    def scattered(self, step: int) -> Val:
+        """Return pointers to varying places: a common one and 32-bit distances, where that is what the kernel computes."""
+        b, whole = self.b, self.linear
+        if not self.flat or whole.sign != "s" or whole.factor not in (1, 2, 4, 8):
+            return self.pointers(self.moved(step))
+        base = b.op("add", self._rest(whole, integer("i64", 0)), integer("i64", step))
+        lanes = b.convert("sext", self.region.flat(whole.root, "i32"), "i64")
+        pointer = self.pointers(base).name
+        kind = f"i{8 * whole.factor}"
+        return Val("v", b.emit(f"getelementptr {kind}, ptr {pointer}, {b.vector('i64')} {b.vec(lanes)}"), "ptr")
+
+    def _contiguous(self, value: Val, mask: str, size: int, lane: str) -> tuple[str, Val]:
+        """Return the test that a lane runs, and all that run lie `size` apart, and the value of lane 0."""
+        b, kind = self.b, value.type
+        t = b.vector(kind)
+        start = b.lane_of(value._replace(name=b.vec(value), kind="v"), lane)
+        if lane != "0":
+            index = lane if kind == "i64" else b.emit(f"trunc i64 {lane} to {kind}")
+            start = b.emit(f"sub {kind} {start}, {b.emit(f'mul {kind} {index}, {size}')}")
+        want = b.emit(f"add {t} {b.splat(kind, start)}, {b.steps(kind, size)}")
+        apart = b.emit(f"icmp ne {t} {b.vec(value)}, {want}")
+        bits = b.bits(b.emit(f"and {b.vector('i1')} {apart}, {mask}"))
+        test = b.emit(f"icmp eq i{b.lanes} {bits}, 0")
+        if lane == "0":
+            test = b.emit(f"and i1 {test}, {b.emit(f'trunc i{b.lanes} {b.bits(mask)} to i1')}")
+        return test, Val("u", start, kind)
 
     def places(self, address: Val) -> Val:
         """Return pointers into interleaved local memory, or wherever generic addresses lead."""

@@ -60,13 +60,15 @@ def _load_one(access: Access, kind: str, step: int) -> Val:
     if address.kind == "s":
         address = b.op("add", access.exact(), integer("i64", step))
     if address.kind == "v" and access.hopeful():
-        first = Val("u", b.emit(f"extractelement {b.vector('i64')} {address.name}, i64 0"), "i64")
-        near = access.contiguous(address, first, size)
-        return b.either(near, lambda: _load_unit(access, kind, first), lambda: _gather(access, kind, address))
-    return _gather(access, kind, address)
+        near, first = access.near(size)
+        first = b.op("add", first, integer("i64", step)) if step else first
+        return b.either(near, lambda: _load_unit(access, kind, first), lambda: _gather(access, kind, address, step))
+    return _gather(access, kind, address, step)
 
 
-def _gather(access: Access, kind: str, address: Val) -> Val:
+def _gather(access: Access, kind: str, address: Val, step: int) -> Val:
+    if access.address.kind == "v" and BITS[kind] >= 32:
+        return spmd_vector.gather_from(access.b, kind, access.scattered(step), access.mask)
     return spmd_vector.gather(access.b, kind, address, access.mask, access.pointers)
 
 
@@ -122,7 +124,7 @@ def _load_packets(access: Access, kinds: list[str]) -> list[Val]:
     if access.address.kind == "s":
         slow = [spmd_vector.exact_load(access, kind, place * size).name for place in range(count)]
     else:
-        slow = [_gather(access, kind, access.moved(place * size)).name for place in range(count)]
+        slow = [_gather(access, kind, access.moved(place * size), place * size).name for place in range(count)]
     leave = b.fresh("leave")
     b.put(f"br label %{leave}")
     b.label(leave)
@@ -177,15 +179,18 @@ def _store_one(access: Access, value: Val, step: int) -> None:
     if address.kind == "s":
         address = b.op("add", access.exact(), integer("i64", step))
     if address.kind == "v" and access.hopeful():
-        first = Val("u", b.emit(f"extractelement {b.vector('i64')} {address.name}, i64 0"), "i64")
-        near = access.contiguous(address, first, size)
-        b.split(near, lambda: _store_unit(access, value, first), lambda: _scatter(access, value, address))
+        near, first = access.near(size)
+        first = b.op("add", first, integer("i64", step)) if step else first
+        b.split(near, lambda: _store_unit(access, value, first), lambda: _scatter(access, value, address, step))
         return
-    _scatter(access, value, address)
+    _scatter(access, value, address, step)
 
 
-def _scatter(access: Access, value: Val, address: Val) -> None:
+def _scatter(access: Access, value: Val, address: Val, step: int) -> None:
     b = access.b
+    if access.address.kind == "v":
+        spmd_vector.scatter(b, value, access.scattered(step), access.mask)
+        return
     spmd_vector.scatter(b, value, access.pointers(Val("v", b.vec(address), "i64")), access.mask)
 
 
@@ -234,7 +239,7 @@ def _store_packets(access: Access, values: list[Val]) -> None:
             if access.address.kind == "s":
                 spmd_vector.exact_store(access, Val("v", part, kind), place * size)
             else:
-                _scatter(access, Val("v", part, kind), access.moved(place * size))
+                _scatter(access, Val("v", part, kind), access.moved(place * size), place * size)
 
     b.split(full, wide, apart)
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from gewu.ops import ir
 from gewu.ops.shape import VARYING, Shapes
+from gewu.ops.spmd_address import is_linear, linear
 from gewu.ops.spmd_emit import BITS
-from gewu.ops.spmd_flow import Flow
+from gewu.ops.spmd_flow import Flow, Op
+
+_FEW: Final = 10
+"""Operations that take less time than a branch that was not foreseen."""
+_DEAR: Final = frozenset({"div", "rem", "ex2", "lg2", "sin", "cos", "tanh", "sqrt", "rsqrt", "rcp", "prmt", "bfi", "mulhi"})
 
 
 @dataclass(slots=True)
@@ -26,6 +32,8 @@ class Program:
         fresh: values that every region computes anew.
         locked: atomic operations on global memory take a lock.
         literals: the numbers that stand in the code.
+        linear: the operations that make addresses of sums and multiples.
+        straight: nodes that run even where no thread needs them, for want of an effect.
     """
 
     kernel: ir.Kernel
@@ -43,6 +51,8 @@ class Program:
     native: bool = False
     locked: bool = False
     literals: frozenset[int] = frozenset()
+    linear: dict[str, Op] = field(default_factory=dict)
+    straight: set[int] = field(default_factory=set)
     declarations: set[str] = field(default_factory=set)
     helpers: dict[str, str] = field(default_factory=dict)
 
@@ -81,10 +91,13 @@ def prepare(kernel: ir.Kernel, flow: Flow, shapes: Shapes, checked: bool, dynami
             plain = all(d in shapes.invariant and shapes.shape[d].stride is not None for d in op.dst)
             if plain and all(isinstance(s, int) or s in program.fresh for s in op.src):
                 program.fresh.update(op.dst)
+    program.linear = {op.dst[0]: op for node in flow.nodes for op in node.code if is_linear(op)}
+    for number in shapes.divergent:
+        program.straight |= _straight(flow, shapes, number)
     _find_types(program)
     for number, node in enumerate(flow.nodes):
         for op in node.code:
-            for name in _read(shapes, op.operands()):
+            for name in _read(shapes, _operands(program, op, number)):
                 _note_use(program, name, number)
         for sources in node.phis.values():
             for pred, value in sources.items():
@@ -99,6 +112,41 @@ def prepare(kernel: ir.Kernel, flow: Flow, shapes: Shapes, checked: bool, dynami
         offset += size if size < 64 else -(-size // 64) * 64
     program.state = -(-offset // 64) * 64
     return program
+
+
+def _straight(flow: Flow, shapes: Shapes, number: int) -> set[int]:
+    """Return the blocks between a parting and where its threads meet again, when to run them all costs less than to ask who must.
+
+    They hold a few plain operations and no way out: without threads they change nothing.
+    """
+    meet, last = flow.ipdom[number], flow.nodes[number].last
+    if last is None or last.op != "bra" or meet <= number or flow.inside[meet] != flow.inside[number]:
+        return set()
+    between: set[int] = set()
+    work, size = [t for t in flow.nodes[number].next if t != meet], 0
+    while work:
+        inner = work.pop()
+        if inner in between:
+            continue
+        node = flow.nodes[inner]
+        code = [op for op in node.code if op is not node.last]
+        size += len(code)
+        plain = all(op.op in ir.PURE and op.op not in _DEAR and op.type not in ("f64", "f16x2", "bf16x2") for op in code)
+        unsure = node.last is not None and (node.last.op != "bra" or (node.last.guard and inner not in shapes.divergent))
+        inside = number < inner < meet and flow.inside[inner] == flow.inside[number] and flow.idom[inner] in {number, *between}
+        if node.stop or unsure or not plain or not inside or size > _FEW or inner in flow.irreducible:
+            return set()
+        between.add(inner)
+        work += [t for t in node.next if t != meet]
+    return between
+
+
+def _operands(program: Program, op: Op, number: int) -> list[ir.Operand]:
+    """Return what an operation reads, the parts of an address that varies included."""
+    if op.op not in ("ld", "st"):
+        return op.operands()
+    whole = linear(program, op.src[0], number)
+    return [*op.operands(), whole.root, *(o for o, _ in whole.rest)]
 
 
 def _read(shapes: Shapes, operands: list[ir.Operand]) -> list[str]:
@@ -158,7 +206,7 @@ def _find_live(program: Program) -> None:
             if name in program.kept:
                 reads.add(f"kept:{name}")
         for op in node.code:
-            read(op.operands())
+            read(_operands(program, op, number))
             made.update(op.dst)
             reads.update(f"kept:{d}" for d in op.dst if d in program.kept)
         for target in node.next:

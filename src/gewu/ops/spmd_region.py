@@ -46,6 +46,7 @@ class Region:
         self.number = entry
         self.mask = ""
         self._masks: dict[str, str] = {}
+        self.near: dict[tuple[ir.Operand, str, int], tuple[str, Val]] = {}
 
     def _reach(self) -> set[int]:
         seen, work = {self.entry}, [self.entry]
@@ -104,6 +105,9 @@ class Region:
             return [(bits[0], bits[0])]
         if number in self.shapes.divergent:
             first, second = sorted(bits)
+            straight = sum(1 << t for t in node.next if t in self.program.straight)
+            if first & straight:
+                return [(first | second, straight)]
             return [(first | second, first), (second, second)]
         return [(bit, bit) for bit in bits]
 
@@ -363,7 +367,8 @@ class Region:
     def _body(self, number: int) -> None:
         b, t = self.b, self.b.vector("i1")
         b.label(f"body{number}")
-        self.number, self.local = number, {}
+        self.number, self.local, self.near = number, {}, {}
+        self._entered: dict[int, str] = {}
         leader = self.shapes.leader[number]
         if leader == 0:
             self.mask = self._start_mask()
@@ -383,6 +388,21 @@ class Region:
             if op is not node.last:
                 self._operation(op)
         self._close(number)
+
+    def mask_before(self, operand: ir.Operand) -> str:
+        """Return the mask of those who entered the outermost loop around this block that does not change a value, "" if none."""
+        flow = self.flow
+        home = flow.inside[flow.home[operand]] if isinstance(operand, str) else frozenset()
+        for head in sorted(flow.inside[self.number] - home):
+            before = [p for p in flow.preds[head] if p < head]
+            bars = any(flow.nodes[n].stop for n in (*before, *flow.loops[head]))
+            if len(before) == 1 and before[0] in self.members and not bars and head not in flow.irreducible:
+                leader = self.shapes.leader[before[0]]
+                if leader not in self._entered:
+                    mask = self.b.load(self.b.vector("i1"), self.slot(f"mask:{leader}")) if leader else self._start_mask()
+                    self._entered[leader] = mask
+                return self._entered[leader]
+        return ""
 
     def _operation(self, op: Op) -> None:
         if op.op in ("special", "param") or op.op in ir.PURE:
@@ -500,6 +520,10 @@ class Region:
             if self.shapes.leader[target] == target:
                 self._arrive(target, mask)
         first, mask = sides[0]
+        if first in self.program.straight:
+            more, sure = self._moves(number)[0]
+            self._jump(may | more, must | sure)
+            return
         b.put(f"br i1 {b.any(mask)}, label %yes{number}, label %no{number}")
         b.label(f"yes{number}")
         self._flag(first, "true")

@@ -41,13 +41,14 @@ def gather(b: Builder, kind: str, address: Val, mask: str, pointers: Pointers) -
     bits = BITS[kind]
     address = Val("v", b.vec(address), "i64")
     if bits >= 32:
-        return _gather(b, kind, pointers(address), mask)
-    found = _gather(b, "i32", pointers(b.op("and", address, integer("i64", -4))), mask)
+        return gather_from(b, kind, pointers(address), mask)
+    found = gather_from(b, "i32", pointers(b.op("and", address, integer("i64", -4))), mask)
     shift = b.op("shl", b.convert("trunc", b.op("and", address, integer("i64", 3)), "i32"), integer("i32", 3))
     return b.cast(b.convert("trunc", b.op("lshr", found, shift), f"i{bits}"), kind)
 
 
-def _gather(b: Builder, kind: str, pointers: Val, mask: str) -> Val:
+def gather_from(b: Builder, kind: str, pointers: Val, mask: str) -> Val:
+    """Load one element per lane through pointers."""
     t, p = b.vector(kind), b.vector("ptr")
     name = f"llvm.masked.gather.{b.mangled(t)}.v{b.lanes}p0"
     b.declarations.add(f"declare {t} @{name}({p}, i32, {b.vector('i1')}, {t})")
