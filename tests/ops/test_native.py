@@ -67,7 +67,7 @@ def test_a_second_caller_is_told_to_go_another_way() -> None:
     assert answers == [False] * 4
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:.*fork.*:RuntimeWarning")
 def test_a_fork_starts_threads_of_its_own() -> None:
     function = _NEST(lambda *_: None)
     assert native.Parts(function, _ranges(4), 2).run(0, 1)
