@@ -38,7 +38,25 @@ _STYLES: Final = ("generic", "unit4", "exact", "large", "unit16", "unit64", "uni
 _MOST_PLANS: Final = 10
 _NARROW: Final = 8  # tiles of which all sizes tried make as many blocks
 _FOLLOWED: Final = frozenset(
-    {"special", "param", "mov", "cvt", "add", "sub", "mul", "mulwide", "fma", "shl", "shr", "div", "rem", "and", "or", "bfe", "setp"}
+    {
+        "special",
+        "param",
+        "mov",
+        "cvt",
+        "add",
+        "sub",
+        "mul",
+        "mulwide",
+        "fma",
+        "shl",
+        "shr",
+        "div",
+        "rem",
+        "and",
+        "or",
+        "bfe",
+        "setp",
+    }
 )
 
 
@@ -58,8 +76,11 @@ class Plan:
 
     @property
     def names(self) -> list[str]:
-        """The launch integers that vary from run to run."""
-        vary = [name for name in self.sizes[0] if len({run[name] for run in self.sizes}) > 1]
+        """The launch integers that vary from run to run, but for an axis of the grid that is a size by another name."""
+        plain = {f"g{axis}" for axis, rule in zip(AXES, self.grid, strict=True) if "ceil" not in str(rule)} - {
+            *map(str, self.grid)
+        }
+        vary = [name for name in self.sizes[0] if name not in plain and len({run[name] for run in self.sizes}) > 1]
         return sorted(vary, key=lambda name: (name[0] == "g", name))
 
 
@@ -183,9 +204,7 @@ def _tiles(rule: Size) -> Iterator[tuple[str, int]]:
                         yield name, factor.denominator.constant
 
 
-def _grids(
-    grid: tuple[int, ...], block: tuple[int, ...], free: Mapping[str, int], seen: Hints
-) -> list[tuple[Size, Size, Size]]:
+def _grids(grid: tuple[int, ...], block: tuple[int, ...], free: Mapping[str, int], seen: Hints) -> list[tuple[Size, Size, Size]]:
     """Return the rules that give this grid, likeliest first: each size used for one axis, one that the kernel compares with it.
 
     Where it compares an axis with nothing, the last block is no larger than it should be: hardly a quotient rounded up.
@@ -232,6 +251,9 @@ def _rules(name: str, blocks: int, threads: int, free: Mapping[str, int]) -> lis
         offer(named[p] * named[q], v * w)
         if threads > 1:
             offer(Size.named(Ceil(named[p] * named[q], Size.of(threads))), -(-v * w // threads))
+    for p, v in free.items() if threads == 1 else ():
+        if 0 < blocks - v <= SMALL:  # a rim around
+            offer(named[p] + Size.of(blocks - v), blocks)
     for tile in (threads * 2, threads * 4, threads * 8) if threads > 1 else ():
         for p, v in free.items():
             offer(Size.named(Ceil(named[p], Size.of(tile))), -(-v // tile))
