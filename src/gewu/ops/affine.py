@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gewu.ops import tensor
-from gewu.ops.digits import Digits, digits_of, partial_digits_of
+from gewu.ops.digits import Digits, coordinates, digits_of, partial_digits_of
 from gewu.ops.ir import WIDTH
 from gewu.ops.sizes import Affine, Size
 from gewu.ops.template import ABSENT, NotLifted, Term
@@ -71,15 +71,44 @@ def leaves_of(root: Term) -> list[Leaf]:
 
 
 class Fit:
-    """The assignment that a group of outputs makes."""
+    """The assignment that a group of outputs makes.
 
-    def __init__(self, number: int, buffer: int, type_: str, places: Longs, root: Term, elements: Mapping[int, str]) -> None:
+    Args:
+        number: of the assignment.
+        buffer, type_: what it writes.
+        places: byte offsets of the outputs, in order.
+        root: their formula.
+        elements: types of the arrays.
+        box: extents of the outputs, if they are known to be a box; else digits are looked for.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        buffer: int,
+        type_: str,
+        places: Longs,
+        root: Term,
+        elements: Mapping[int, str],
+        box: Sequence[int] = (),
+    ) -> None:
         self.number, self.buffer, self.type, self.root, self.elements = number, buffer, type_, root, elements
         self.places = places // (WIDTH[type_] // 8)
         self.leaves = leaves_of(root)
         self.inner = self._inner_digits()
         self.first = [leaf.term.values.reshape(len(places), -1)[:, 0] for leaf in self.leaves]
-        self._outer_digits()
+        self._box_digits(box) if box else self._outer_digits()
+
+    def _box_digits(self, box: Sequence[int]) -> None:
+        """Take the digits that are given."""
+        rows = np.stack([self.places, *self.first], axis=1)
+        self.extents = list(box)
+        self.coordinate = np.stack(np.unravel_index(np.arange(len(rows)), self.extents), axis=1)
+        after = [math.prod(self.extents[d + 1 :]) for d in range(len(box))]
+        self.strides = np.stack([(rows[s] if e > 1 else rows[0]) - rows[0] for s, e in zip(after, box, strict=True)])
+        self.base = rows[0]
+        if not all(leaf.valid.all() for leaf in self.leaves) or (rows != self.base + self.coordinate @ self.strides).any():
+            raise NotLifted("the places read and written follow no index that gewu recognises")
 
     def _candidates(self) -> Iterator[NDArray[np.bool_]]:
         """Yield sets of outputs whose first terms may be alike: those that have a first term, then those that lack none."""
@@ -107,12 +136,7 @@ class Fit:
         digits = partial_digits_of(rows, whole)
         if digits is None or not whole.any(axis=0).all():
             return False
-        number, columns = np.arange(count), []
-        for radix, _ in digits:
-            columns.append(number % radix)
-            number = number // radix
-        self.extents = [radix for radix, _ in reversed(digits)]
-        self.coordinate = np.stack(columns[::-1], axis=1) if columns else np.zeros((count, 0), np.int64)
+        self.extents, self.coordinate = coordinates(digits, count)
         self.strides = np.array([stride for _, stride in reversed(digits)], np.int64).reshape(len(digits), rows.shape[1])
         relative = rows - self.coordinate @ self.strides
         self.base = np.take_along_axis(relative, whole.argmax(axis=0)[None], axis=0)[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -80,3 +82,29 @@ def _level(rows: Longs, known: NDArray[np.bool_]) -> tuple[Longs, Longs, NDArray
     base = rows - np.arange(rows.shape[1])[:, None] * stride
     first = known.argmax(axis=1)
     return stride, np.take_along_axis(base, first[:, None], axis=1)[:, 0], known.any(axis=1)
+
+
+def coordinates(digits: Digits, count: int) -> tuple[list[int], Longs]:
+    """Return the radices, slow digit first, and the digits of the numbers below `count`: one row each."""
+    number, columns = np.arange(count), []
+    for radix, _ in digits:
+        columns.append(number % radix)
+        number = number // radix
+    return [radix for radix, _ in reversed(digits)], np.stack(columns[::-1], axis=1) if columns else np.zeros(
+        (count, 0), np.int64
+    )
+
+
+def boxes(inside: NDArray[np.bool_]) -> Iterator[tuple[slice, ...]]:
+    """Cut a set of points of a grid into boxes, each as long as can be along the fast axes first: a frame into four bars."""
+    left = inside.copy()
+    while left.any():
+        start = np.unravel_index(int(left.argmax()), left.shape)
+        box = [slice(int(at), int(at) + 1) for at in start]
+        for axis in reversed(range(left.ndim)):
+            stop = box[axis].stop
+            while stop < left.shape[axis] and left[(*box[:axis], slice(stop, stop + 1), *box[axis + 1 :])].all():
+                stop += 1
+            box[axis] = slice(box[axis].start, stop)
+        left[tuple(box)] = False
+        yield tuple(box)

@@ -23,8 +23,9 @@ import numpy as np
 
 from gewu.core.errors import InputError
 from gewu.ops import tensor
-from gewu.ops.affine import Fit
-from gewu.ops.algebra import Arena
+from gewu.ops.affine import Fit, leaves_of
+from gewu.ops.algebra import Arena, Ids
+from gewu.ops.digits import boxes, coordinates, partial_digits_of
 from gewu.ops.formula import formula
 from gewu.ops.interp import trace
 from gewu.ops.ir import WIDTH, Kernel
@@ -33,13 +34,14 @@ from gewu.ops.recognise import recognise
 from gewu.ops.rename import renamed
 from gewu.ops.sizes import Size
 from gewu.ops.symbolise import Sizes, merge
-from gewu.ops.template import Lanes, NotLifted, Unifier
+from gewu.ops.template import Lanes, NotLifted, Term, Unifier
 from gewu.ops.tensor import Assign, Program
 from gewu.ops.trace import DataDependent, SymbolicBuffer, Trace
 
 __all__ = ["Lifted", "NotLifted", "lift", "readings"]
 
 MOST_GROUPS = 16
+MOST_BOXES = 8
 STEPS = 20_000
 BUDGET_S = 3.0
 Shape = tuple[int, int, int]
@@ -176,25 +178,76 @@ def concrete(kernel: Kernel, found: Trace, args: Sequence[Any], deadline: float 
     elements = {i: _element(a, a.dtype.itemsize) for i, a in enumerate(args) if isinstance(a, np.ndarray)}
     assigns: list[Assign] = []
     for (buffer, size), (offsets, nodes, _) in sorted(found.stores.items()):
-        type_ = _element(args[buffer], size)
-        start = len(assigns)
+        outputs = _Outputs(arena, elements, buffer, _element(args[buffer], size), offsets, arena.moved[nodes])
+        assigns += outputs.assigns(len(assigns))
+    return Program(kernel.name, tuple(assigns))
 
-        def fit(group: Any, number: int, places: Any = offsets, nodes: Any = nodes, target: Any = (buffer, type_)) -> Assign:
-            root = Unifier(arena, places[group]).unify(arena.moved[nodes[group]], Lanes((len(group),)), target[1])
-            return Fit(number, *target, places[group], root, elements).assign()
 
-        everything = np.arange(len(nodes))
+@dataclass(frozen=True, slots=True)
+class _Outputs:
+    """What one array gets: byte offsets in order, and the node that each ended up with."""
+
+    arena: Arena
+    elements: Mapping[int, str]
+    buffer: int
+    type: str
+    places: Ids
+    nodes: Ids
+
+    def assigns(self, start: int) -> list[Assign]:
+        """Return one assignment, or several, each of outputs of one shape."""
         try:
-            assigns.append(fit(everything, start))
+            return [self._fit(np.arange(len(self.nodes)), start)]
         except NotLifted as error:
-            groups = _groups(arena, arena.moved[nodes])
-            if not groups:
-                raise
             try:
-                assigns += [fit(group, start + number) for number, group in enumerate(groups)]
+                return self._apart(start)
             except NotLifted:
                 raise error from None
-    return Program(kernel.name, tuple(assigns))
+
+    def _root(self, group: Ids) -> Term:
+        return Unifier(self.arena, self.places[group]).unify(self.nodes[group], Lanes((len(group),)), self.type)
+
+    def _fit(self, group: Ids, number: int, box: Sequence[int] = ()) -> Assign:
+        return Fit(number, self.buffer, self.type, self.places[group], self._root(group), self.elements, box).assign()
+
+    def _apart(self, start: int) -> list[Assign]:
+        """Return assignments by shape; what lies around a picture, say, is no box, but four of them."""
+        groups = _groups(self.arena, self.nodes)
+        if not groups:
+            raise NotLifted("all outputs are of one shape")
+        found: list[Assign] = []
+        largest = max(groups, key=lambda group: (bool(leaves_of(self._root(group))), len(group)))
+        for group in groups:
+            try:
+                if group is largest:
+                    raise NotLifted("a formula of its own")
+                pieces = [
+                    self._fit(lanes, start + len(found) + n, box) for n, (lanes, box) in enumerate(self._boxes(group, largest))
+                ]
+            except NotLifted:
+                pieces = [self._fit(group, start + len(found))]
+            found += pieces
+        return found
+
+    def _boxes(self, group: Ids, largest: Ids) -> Iterator[tuple[Ids, tuple[int, ...]]]:
+        """Yield the boxes of a group in the digits of all outputs, which the largest group tells, with their extents."""
+        count, columns, known = len(self.nodes), [self.places], [np.ones(len(self.nodes), np.bool_)]
+        for leaf in leaves_of(self._root(largest)):
+            if leaf.axes or not leaf.valid.all():
+                raise NotLifted("sums in pieces")
+            columns.append(np.zeros(count, np.int64))
+            columns[-1][largest] = leaf.term.values
+            known.append(np.isin(np.arange(count), largest))
+        digits = partial_digits_of(np.stack(columns, axis=1), np.stack(known, axis=1))
+        if digits is None:
+            raise NotLifted("outputs of one shape that are no box")
+        extents, _ = coordinates(digits, count)
+        number = np.arange(count).reshape(extents)
+        for made, box in enumerate(boxes(np.isin(number, group))):
+            if made == MOST_BOXES:
+                raise NotLifted("outputs in too many pieces")
+            lanes = number[box]
+            yield lanes.reshape(-1), lanes.shape
 
 
 def _element(array: Any, size: int) -> str:

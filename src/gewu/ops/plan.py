@@ -61,8 +61,11 @@ class Plan:
 
     @property
     def names(self) -> list[str]:
-        """The launch integers that vary from run to run."""
-        vary = [name for name in self.sizes[0] if len({run[name] for run in self.sizes}) > 1]
+        """The launch integers that vary from run to run, but for an axis of the grid that is a size by another name."""
+        plain = {f"g{axis}" for axis, rule in zip(AXES, self.grid, strict=True) if "ceil" not in str(rule)} - {
+            *map(str, self.grid)
+        }
+        vary = [name for name in self.sizes[0] if name not in plain and len({run[name] for run in self.sizes}) > 1]
         return sorted(vary, key=lambda name: (name[0] == "g", name))
 
 
@@ -233,6 +236,9 @@ def _rules(name: str, blocks: int, threads: int, free: Mapping[str, int]) -> lis
         offer(named[p] * named[q], v * w)
         if threads > 1:
             offer(Size.named(Ceil(named[p] * named[q], Size.of(threads))), -(-v * w // threads))
+    for p, v in free.items() if threads == 1 else ():
+        if 0 < blocks - v <= SMALL:  # a rim around
+            offer(named[p] + Size.of(blocks - v), blocks)
     for tile in (threads * 2, threads * 4, threads * 8) if threads > 1 else ():
         for p, v in free.items():
             offer(Size.named(Ceil(named[p], Size.of(tile))), -(-v // tile))

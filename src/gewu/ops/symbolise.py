@@ -21,6 +21,7 @@ Values = tuple[int, ...]
 _MULTIPLES = (2, 3, 4, 8, 9, 5, 6, 7, 16, 25, 27, 32, 49, 64, 10, 12, 36, 81, 128, 256, 512, 1024)  # taps of a window too
 MOST_FACTORS = 300
 MOST_NAMES = 6
+_NEAR, _FAR = 8, 24
 _DIVISORS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -92,19 +93,23 @@ class Sizes:
                 self.known.setdefault(form.values, form)
 
     def _multiple(self, values: Values) -> Size:
-        """Return a launch integer times a size that is known: strides are long products."""
-        for plain in self._plain:
-            parts = list(zip(values, plain.values, strict=True))
-            if all(part and value % part == 0 for value, part in parts):
-                quotient = tuple(value // part for value, part in parts)
-                if len(set(quotient)) == 1 or quotient in self.known:
-                    return plain.make() * self.find(quotient)
+        """Return a product plus a number, of a size near a launch integer and one that is known: strides, corners of a frame."""
+        steps = sorted(range(-_NEAR, _NEAR + 1), key=abs)
+        near = [form.plus(c) for c in steps for form in self._plain]
+        for c in steps:
+            rest = tuple(v - c for v in values)
+            for form in near:
+                parts = list(zip(rest, form.values, strict=True))
+                if all(part and value % part == 0 for value, part in parts):
+                    quotient = tuple(value // part for value, part in parts)
+                    if len(set(quotient)) == 1 or quotient in self.known:
+                        return form.make() * self.find(quotient) + Size.of(c)
         raise NotLifted("a size follows from no size of the launch", value=values)
 
     def _linear(self) -> Iterator[_Form]:
         plain = self._plain
         yield from plain
-        for c, v in itertools.product((-1, 1, -2, 2, -3, 3, -4, 4), plain):
+        for c, v in itertools.product((-1, 1, -2, 2, -3, 3, -4, 4, -5, 5, -6, 6), plain):
             yield v.plus(c)
         for c, v in itertools.product(_MULTIPLES, plain):
             yield v.times(c)
@@ -125,6 +130,7 @@ class Sizes:
         yield from (v.plus(c).ceil(d) for d in (2, 3, 4) for c in range(-6, 7) for v in plain)
 
     def _products(self) -> Iterator[_Form]:
+        yield from (v.times(a).plus(c) for a in (1, 2, 3, 4) for c in range(-_FAR, _FAR + 1) for v in self._plain)
         self._factors = self._factors[:MOST_FACTORS]
         yield from (u * v for u, v in itertools.combinations_with_replacement(self._factors, 2))
         yield from (u * v * w for u, v, w in itertools.combinations_with_replacement(self._plain, 3))
