@@ -87,18 +87,17 @@ class Arena:
         signature, args, data: as in `Trace`.
         exact: (2, n) values at two random points.
         shape: a number that equal formulas share whose array elements differ.
-        moved: where the nodes of the trace are now.
+        moved: where the nodes of the trace are now; those that nothing written depends on are gone.
         lead: (n, 2 buffers) what tells the terms of a sum apart: least and mean byte offset of each array below a node; a large
             number where there is none.
     """
 
     def __init__(self, trace: Trace, buffers: list[int]) -> None:
         self.signatures = list(trace.signatures)
-        count = len(trace.signature)
-        self.signature = np.array(trace.signature, np.int64)
-        self.args = np.array(trace.args, np.int64).reshape(count, 4)
-        self.data = np.array(trace.data, np.int64)
-        self.moved = np.arange(count)
+        live = _live(trace)
+        self.moved = np.where(live, np.cumsum(live) - 1, NOT_A_NODE)
+        self.signature, self.data = trace.signature[live], trace.data[live]
+        self.args = np.where(trace.args[live] >= 0, self.moved[trace.args[live]], NOT_A_NODE)
         self.deadline = np.inf
         self.buffers = {buffer: column for column, buffer in enumerate(buffers)}
         self._number = {signature: i for i, signature in enumerate(self.signatures)}
@@ -159,7 +158,7 @@ class Arena:
             args[over] = NOT_A_NODE
             args[over, 0], args[over, 1] = at, moved[fused][mine, 2]
         self.signature, self.args, self.data = signature, args, data
-        self.moved = place
+        self.moved = np.where(self.moved >= 0, place[self.moved], NOT_A_NODE)
 
     def evaluate(self) -> None:
         """Compute `exact`, then merge equal nodes into `canonical`, then compute `shape` and `lead` on what is left."""
@@ -338,6 +337,18 @@ class Arena:
         there = parts[:, :, half:] < FAR
         mean = np.where(there, parts[:, :, half:], 0.0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
         return np.concatenate([parts[:, :, :half].min(axis=0), np.where(there.any(axis=0), mean.round(6), FAR)], axis=1)
+
+
+def _live(trace: Trace) -> NDArray[np.bool_]:
+    """Return which nodes something written depends on: idle threads compute as much as busy ones."""
+    live = np.zeros(len(trace.signature), np.bool_)
+    front = np.unique(np.concatenate([nodes for _, nodes, _ in trace.stores.values()] or [np.zeros(0, np.int64)]))
+    while len(front):
+        live[front] = True
+        below = trace.args[front]
+        below = below[below >= 0]
+        front = np.unique(below[~live[below]])
+    return live
 
 
 def _is_fused(op: str, type_: str, mods: tuple[str, ...]) -> bool:
