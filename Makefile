@@ -27,7 +27,7 @@ help:
 	@echo "make check         format, lint, types, generated docs"
 	@echo "make bench TOPIC=dft   measure against the peer, write bench/dft/latest.json and docs/performance.md; TOPIC=md or ops likewise"
 	@echo "make drift | scaling   molecular dynamics: energy drift over 100,000 steps; speed by atoms and ranks (half an hour each)"
-	@echo "make targets       objects of every benchmarked kernel for five processors, run under qemu, and for AMD and NVIDIA GPUs (5 minutes)"
+	@echo "make targets       objects of every benchmarked kernel for five processors, run under qemu, and for GPUs (10 minutes)"
 	@echo "make format | clean"
 
 $(STAMP): pyproject.toml

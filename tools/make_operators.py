@@ -89,7 +89,7 @@ def processors(made: Mapping[str, Any]) -> str:
     for found in classes:
         cells = [_outcome(found["targets"].get(target, {})) for target in targets]
         style = found["kernel"].removeprefix(f"{found['class']}_")
-        lines.append("| " + " | ".join([found["class"], style, found["way"], *cells]) + " |")
+        lines.append("| " + " | ".join([found["class"], style, ", ".join(dict.fromkeys(found["ways"].values())), *cells]) + " |")
     lines.append("")
     for target in targets:
         counts = Counter(found["targets"].get(target, {}).get("status", "none") for found in classes)

@@ -1,16 +1,15 @@
 """Objects for other processors, linked and run under emulation: `python -m bench.ops.targets` writes `bench/ops/targets.json`.
 
-Each class's optimised kernel is prepared from PTX, on the processor at hand, at the tiny size, or at the small one where only
-that is lifted.  Then, for every CPU target, `gewu.ops.aot` makes its object and header; a C driver of a few lines, which includes
-the header and reads the arguments, is linked with it (zig cc and musl, from `bench.ops.peers --cross`) and run under
-qemu-user; the outputs are compared with NumPy in float64 to the tolerance of the case.  PTX for NVIDIA GPUs is assembled by
-ptxas, and run without a GPU by gewu's own reader.
+Each class's optimised kernel is prepared from PTX, on the processor at hand, at the tiny and at the small size.  Then, for every CPU
+target, `gewu.ops.aot` makes its object and header; a C driver of a few lines, which includes the header and reads the arguments,
+is linked with it (zig cc and musl, from `bench.ops.peers --cross`) and run under qemu-user; the outputs are compared with NumPy
+in float64 to the tolerance of the case.  PTX for NVIDIA GPUs is assembled by ptxas, and run without a GPU by gewu's own reader.
 
     right    linked, run, and within the tolerance; `error` is the largest error
     made     the object holds the kernels and was linked to a code object; nothing here runs it (AMD GPUs)
     wrong    run, and beyond the tolerance
     failed   not made, not linked, or ended badly; `reason` tells
-    library  on GPUs, where the kernel is not lifted: our own operator of the class is made and linked instead
+    library  on GPUs, where the kernel is lifted at neither size: our own operator of the class is made and linked instead
     none     nor is our own operator one formula
 """
 
@@ -104,20 +103,17 @@ PROCESSORS: Final = {
 AMD: Final = ("gfx90a", "gfx942")
 NVIDIA: Final = ("sm_90",)
 TARGETS: Final = (*PROCESSORS, *AMD, *NVIDIA)
+SIZES: Final = ("tiny", "small")
+ORDER: Final = ("failed", "wrong", "right", "made", "library", "none")
 
 
-def prepared(case: Case, folder: Path) -> tuple[Operator, Launch, tuple[np.ndarray, ...], str]:
-    """Return a kernel prepared for a launch, the launch, what it should give, and its size: the first at which it is lifted."""
-    found = {}
-    for size in ("tiny", "small"):
-        operator = load(folder / f"{case.file.stem}.ptx", threads=2)[case.kernel]
-        launch, want = made(case, size)
-        operator.prepare(launch.grid, launch.block, *launch.args, shared=launch.shared)
-        assert want is not None
-        found[size] = operator, launch, want, size
-        if operator.router.proof is not None:
-            return found[size]
-    return found["tiny"]
+def prepared(case: Case, size: str, folder: Path) -> tuple[Operator, Launch, tuple[np.ndarray, ...]]:
+    """Return a kernel prepared for a launch at one of SIZES, the launch, and what it should give."""
+    operator = load(folder / f"{case.file.stem}.ptx", threads=2)[case.kernel]
+    launch, want = made(case, size)
+    operator.prepare(launch.grid, launch.block, *launch.args, shared=launch.shared)
+    assert want is not None
+    return operator, launch, want
 
 
 def driver(name: str, header: str, launch: Launch) -> str:
@@ -254,14 +250,21 @@ def on(target: str, zig: Path, case: Case, operator: Operator, launch: Launch, w
 
 
 def examine(cls: str, targets: Iterable[str], zig: Path, folder: Path) -> dict[str, Any]:
-    """Return the record of one class."""
+    """Return the record of one class: on each target the worst of both sizes, on GPUs of those at which it is lifted."""
     case = quoted(cls)
-    operator, launch, want, size = prepared(case, folder)
-    way = "lifted" if operator.router.proof is not None else "spmd"
-    found = {target: on(target, zig, case, operator, launch, want) for target in targets}
+    launches = [prepared(case, size, folder) for size in SIZES]
+    ways = ["lifted" if operator.router.proof is not None else "spmd" for operator, _, _ in launches]
+    found = {target: worst(on(target, zig, case, *launch) for launch in launches) for target in targets}
     told = " ".join(f"{t}:{f['status']}{' ' + f['reason'] if 'reason' in f else ''}" for t, f in found.items())
-    print(f"{cls}: {way} {told}", file=sys.stderr, flush=True)
-    return {"class": cls, "kernel": case.kernel, "way": way, "size": size, "targets": found}
+    print(f"{cls}: {', '.join(ways)}; {told}", file=sys.stderr, flush=True)
+    return {"class": cls, "kernel": case.kernel, "ways": dict(zip(SIZES, ways, strict=True)), "targets": found}
+
+
+def worst(outcomes: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return one outcome for several sizes: a failure before a success, a success before what was not tried, the larger error."""
+    every = list(outcomes)
+    chosen = min(every, key=lambda found: (ORDER.index(found["status"]), -found.get("error", 0.0)))
+    return dict(chosen)
 
 
 @functools.cache

@@ -79,10 +79,10 @@ def test_table_counts_and_averages() -> None:
 
 def test_processors_have_a_column_each() -> None:
     outcomes = {"aarch64": {"status": "right", "error": 2e-7}, "gfx942": {"status": "made"}}
-    found = {"class": "sum", "kernel": "sum_warp", "way": "lifted", "size": "tiny", "targets": outcomes}
+    found = {"class": "sum", "kernel": "sum_warp", "ways": {"tiny": "spmd", "small": "lifted"}, "targets": outcomes}
     text = tool().processors({"machine": "m", "versions": {"qemu": "7.2"}, "commit": "c", "classes": [found]})
     assert "| class | kernel | as | aarch64 | gfx942 |" in text
-    assert "| sum | warp | lifted | right 2e-07 | made |" in text
+    assert "| sum | warp | spmd, lifted | right 2e-07 | made |" in text
     assert "- aarch64: 1 right.\n- gfx942: 1 made." in text
 
 

@@ -106,6 +106,13 @@ def test_the_plan_in_c_is_the_one_in_python(tmp_path: Path) -> None:
     assert [int(t) for t in told] == [1, device.steps[0].blocks(known), int(whole[device.arguments])]
 
 
+def test_several_sizes_are_as_good_as_the_worst() -> None:
+    right, wrong = {"status": "right", "error": 1e-7}, {"status": "wrong", "error": 1.0}
+    assert targets.worst([right, wrong]) == targets.worst([wrong, right]) == wrong
+    assert targets.worst([right, {"status": "right", "error": 3e-7}]) == {"status": "right", "error": 3e-7}
+    assert targets.worst([{"status": "library"}, {"status": "made"}]) == {"status": "made"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("made", [saxpy, histogram])
 @pytest.mark.parametrize("target", targets.TARGETS)
