@@ -31,6 +31,7 @@ from gewu.ops.ir import WIDTH, Kernel
 from gewu.ops.plan import AXES, Plan, integers, plans
 from gewu.ops.recognise import recognise
 from gewu.ops.rename import renamed
+from gewu.ops.rescale import Rescaling
 from gewu.ops.sizes import Size
 from gewu.ops.symbolise import Sizes, merge
 from gewu.ops.template import Lanes, NotLifted, Unifier
@@ -171,6 +172,7 @@ def concrete(kernel: Kernel, found: Trace, args: Sequence[Any], deadline: float 
     arena.spread()
     recognise(arena)
     arena.evaluate()
+    rescaling = Rescaling(arena)
     elements = {i: _element(a, a.dtype.itemsize) for i, a in enumerate(args) if isinstance(a, np.ndarray)}
     assigns: list[Assign] = []
     for (buffer, size), (offsets, nodes, _) in sorted(found.stores.items()):
@@ -178,7 +180,7 @@ def concrete(kernel: Kernel, found: Trace, args: Sequence[Any], deadline: float 
         start = len(assigns)
 
         def fit(group: Any, number: int, places: Any = offsets, nodes: Any = nodes, target: Any = (buffer, type_)) -> Assign:
-            root = Unifier(arena, places[group]).unify(arena.moved[nodes[group]], Lanes((len(group),)), target[1])
+            root = Unifier(arena, rescaling, places[group]).unify(arena.moved[nodes[group]], Lanes((len(group),)), target[1])
             return Fit(number, *target, places[group], root, elements).assign()
 
         everything = np.arange(len(nodes))

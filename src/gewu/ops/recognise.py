@@ -142,7 +142,12 @@ def _forms(arena: Arena, special_: NDArray[np.bool_]) -> NDArray[np.float64]:
     weights = np.array([[[mix(op, k, sample) for k in range(4)] for op, *_ in arena.signatures] for sample in (0, 1)])
     phases = np.array([[mix(*signature, sample) for signature in arena.signatures] for sample in (0, 1)])
     constant = np.array([s[0] == "const" for s in arena.signatures])[arena.signature]
-    plain = np.flatnonzero(~special_ & ~constant)
+    frontier, near = np.flatnonzero(special_), np.zeros(len(special_), np.bool_)
+    for _ in range(LEVELS):
+        below = np.unique(arena.args[frontier])
+        frontier = below[(below >= 0) & ~special_[below] & ~constant[below] & ~near[below]]
+        near[frontier] = True
+    plain = np.flatnonzero(near)
     for sample in (0, 1):
         values[sample, constant] = np.sin(arena.data[constant].astype(np.float64) * (1.37 + sample)) + 2.0
 
