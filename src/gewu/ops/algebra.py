@@ -60,7 +60,7 @@ def _scatter(values: NDArray[Any], salt: int) -> Reals:
     return 0.5 + (z >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
-def _hash(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def hashed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return words mixed (splitmix64)."""
     with np.errstate(over="ignore"):
         z = words + np.uint64(0x9E3779B97F4A7C15)
@@ -71,7 +71,7 @@ def _hash(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def _few(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return words with about eight bits set each, so that a union of some tells which."""
-    return words & _hash(words) & _hash(words ^ np.uint64(0xABCDEF)) | np.uint64(1) << (words & np.uint64(63))
+    return words & hashed(words) & hashed(words ^ np.uint64(0xABCDEF)) | np.uint64(1) << (words & np.uint64(63))
 
 
 class NotLifted(InputError):
@@ -227,7 +227,7 @@ class Arena:
         self._extreme = np.zeros_like(self._terms)
         for start, stop in self.ranges:
             self._shape(start, stop)
-        return _hash(self._terms)
+        return hashed(self._terms)
 
     def _shape(self, start: int, stop: int) -> None:
         terms, (op, type_, mods) = self._terms, self.signatures[self.signature[start]]
@@ -237,10 +237,10 @@ class Arena:
             number = self.constant(np.arange(start, stop))
             whole = (number == np.round(number)) & (np.abs(number) < 2**23) & (self.data[start:stop] < 2**23)
             terms[start:stop] = np.where(
-                whole & (number == 0), np.uint64(0), _few(_hash(self.data[start:stop].astype(np.uint64) ^ word))
+                whole & (number == 0), np.uint64(0), _few(hashed(self.data[start:stop].astype(np.uint64) ^ word))
             )
         elif op == "scalar":
-            terms[start:stop] = _few(_hash(self.data[start:stop].astype(np.uint64) ^ word))
+            terms[start:stop] = _few(hashed(self.data[start:stop].astype(np.uint64) ^ word))
         elif op in ("add", "max", "min") and type_ != "pred":
             salt = np.uint64(0 if op == "add" else 0x9E3779B97F4A7C15)
             parts = [self._members(column, op, type_) for column in columns]
@@ -248,16 +248,16 @@ class Arena:
             terms[start:stop] = own
             if op != "add":
                 self._extreme[start:stop] = own
-                terms[start:stop] = _few(_hash(own ^ salt))
+                terms[start:stop] = _few(hashed(own ^ salt))
         elif op in ("sub", "neg") and type_ in FLOATS:
-            opposite = _few(_hash(terms[columns[-1]] ^ np.uint64(0x5851F42D4C957F2D)))
+            opposite = _few(hashed(terms[columns[-1]] ^ np.uint64(0x5851F42D4C957F2D)))
             terms[start:stop] = opposite | (terms[columns[0]] if op == "sub" else np.uint64(0))
         else:
             total = np.full(stop - start, word)
             for k, column in enumerate(columns):
-                part = _hash(terms[column] + np.uint64(0 if op == "mul" else k + 1))
+                part = hashed(terms[column] + np.uint64(0 if op == "mul" else k + 1))
                 total = total + part
-            terms[start:stop] = _few(_hash(total))
+            terms[start:stop] = _few(hashed(total))
         zero = self.zero[start:stop]
         terms[start:stop][zero] = 0
 
@@ -273,7 +273,7 @@ class Arena:
         self.data, self.zero = np.concatenate([self.data, nothing.view(np.int64)]), np.r_[self.zero, nothing != 0]
         self._terms, self._extreme = np.concatenate([self._terms, nothing]), np.concatenate([self._extreme, nothing])
         self._shape(start, start + count)
-        self.shape = np.concatenate([self.shape, _hash(self._terms[start:])])
+        self.shape = np.concatenate([self.shape, hashed(self._terms[start:])])
         self.lead = np.concatenate([self.lead, self._lead_of(self.lead, columns)])
         return made
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from gewu.ops.algebra import Arena, mix
+from gewu.ops.algebra import Arena, hashed, mix
 from gewu.ops.ir import FLOATS
 from gewu.ops.scalar import apply
 
@@ -73,16 +73,17 @@ BINARY: Final[dict[str, Callable[[Any, Any], Any]]] = {
 
 def recognise(arena: Arena) -> None:
     """Replace pieces of a trace that compute known functions by these functions, in place."""
-    special_ = _suspicious(arena)
+    batches = arena.batches()
+    special_ = _suspicious(arena, batches)
     if not special_.any():
         return
-    form = _forms(arena, special_)
+    form = _forms(arena, special_, batches)
     own = np.array([_is_trick(*s) for s in arena.signatures])[arena.signature]
     floating = np.array([s[1] in ("f32", "f64", "b32", "b64") and s[0] not in ("const", *_LEAVES) for s in arena.signatures])
     wanted = np.flatnonzero(special_ & floating[arena.signature])
-    _, first, label = np.unique(form[:, wanted].round(10), axis=1, return_index=True, return_inverse=True)
-    order = np.argsort(np.reshape(label, -1), kind="stable")
-    classes = np.split(wanted[order], np.cumsum(np.bincount(np.reshape(label, -1)))[:-1])
+    _, first, label = np.unique(form[wanted], return_index=True, return_inverse=True)
+    order = np.argsort(label, kind="stable")
+    classes = np.split(wanted[order], np.cumsum(np.bincount(label))[:-1])
     search, tried = _Search(arena, special_), 0
     for number in np.argsort(first).tolist():
         nodes = classes[number]
@@ -113,11 +114,11 @@ def _replace(arena: Arena, special_: Any, nodes: NDArray[np.int64], name: str, t
     special_[nodes] = False
 
 
-def _suspicious(arena: Arena) -> NDArray[np.bool_]:
+def _suspicious(arena: Arena, batches: list[tuple[int, int]]) -> NDArray[np.bool_]:
     """Return which nodes are, or depend on, something that is no algebra of floats."""
     own = np.array([_is_trick(*signature) for signature in arena.signatures])[arena.signature]
     found = own.copy()
-    for start, stop in arena.batches():
+    for start, stop in batches:
         if arena.signatures[arena.signature[start]][0] in _LEAVES:
             continue
         for k in range(4):
@@ -133,38 +134,44 @@ def _is_trick(op: str, type_: str, mods: tuple[str, ...]) -> bool:
     return op in _TRICKS or bool(_ROUNDINGS & set(mods) and type_ in FLOATS and op != "cvt")
 
 
-def _forms(arena: Arena, special_: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return two values per node that are equal for equal trees whose array elements may differ.
+def _forms(arena: Arena, special_: NDArray[np.bool_], batches: list[tuple[int, int]]) -> Bits:
+    """Return a number per node that is equal for equal trees whose array elements may differ.
 
     Of what is plain algebra only the top LEVELS count: in which order a maximum was taken below an `exp` is no matter here.
     """
-    values = np.full((2, len(arena.signature)), 0.5)
-    weights = np.array([[[mix(op, k, sample) for k in range(4)] for op, *_ in arena.signatures] for sample in (0, 1)])
-    phases = np.array([[mix(*signature, sample) for signature in arena.signatures] for sample in (0, 1)])
+    words = np.array([int(mix(*signature) * 2**52) for signature in arena.signatures], np.uint64)
     constant = np.array([s[0] == "const" for s in arena.signatures])[arena.signature]
-    frontier, near = np.flatnonzero(special_), np.zeros(len(special_), np.bool_)
-    for _ in range(LEVELS):
-        below = np.unique(arena.args[frontier])
-        frontier = below[(below >= 0) & ~special_[below] & ~constant[below] & ~near[below]]
-        near[frontier] = True
-    plain = np.flatnonzero(near)
-    for sample in (0, 1):
-        values[sample, constant] = np.sin(arena.data[constant].astype(np.float64) * (1.37 + sample)) + 2.0
+    values = np.where(constant, hashed(arena.data.view(np.uint64)), np.uint64(1))
+    plain = _right_below(arena, special_ & ~constant, special_ | constant)
+    order = np.argsort(arena.signature[plain], kind="stable")
+    alike = np.split(plain[order], np.flatnonzero(np.diff(arena.signature[plain[order]])) + 1)
 
-    def grow(nodes: Any) -> None:
-        which, args = arena.signature[nodes], arena.args[nodes]
-        for sample in (0, 1):
-            below = np.where(args >= 0, values[sample][args], 0.0)
-            values[sample, nodes] = 1.0 + 0.4 * np.sin(
-                2.0 * (phases[sample][which] + (weights[sample][which] * below).sum(axis=1))
-            )
+    def grow(nodes: Any) -> Bits:
+        total = np.full(len(nodes), words[arena.signature[nodes[0]]])
+        for k, column in enumerate(arena.args[nodes].T):
+            if column[0] >= 0:
+                total += hashed(values[column] + np.uint64(k))
+        return hashed(total)
 
-    for _ in range(LEVELS):
-        grow(plain)
-    for start, stop in arena.batches():
-        if special_[start:stop].any():
-            grow(np.arange(start, stop)[special_[start:stop]])
+    for _ in range(LEVELS if len(plain) else 0):
+        values[plain[order]] = np.concatenate([grow(nodes) for nodes in alike])
+    for start, stop in batches:
+        nodes = start + np.flatnonzero(special_[start:stop])
+        if len(nodes):
+            values[nodes] = grow(nodes)
     return values
+
+
+def _right_below(arena: Arena, above: NDArray[np.bool_], others: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the nodes up to LEVELS below some, without others."""
+    seen = others.copy()
+    frontier = np.flatnonzero(above)
+    for _ in range(LEVELS):
+        hit = np.zeros(len(seen) + 1, np.bool_)  # the last one: no argument
+        hit[arena.args[frontier]] = True
+        frontier = np.flatnonzero(hit[:-1] & ~seen)
+        seen[frontier] = True
+    return np.flatnonzero(seen & ~others)
 
 
 class _Search:
