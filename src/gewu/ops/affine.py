@@ -280,12 +280,14 @@ class Fit:
     def _ragged(self, reduce: Term, below: list[int]) -> tuple[Affine, ...]:
         """Return the conditions under which an output has a term: found by looking which predicted terms are there."""
         present = reduce.present
-        depth = present.ndim - 2
-        if depth:
-            flat = present.reshape(-1, present.shape[-1])
-            if not (present == present[(slice(None),) + (slice(0, 1),) * depth]).all():
+        if present.ndim > 2:  # where an outer term lacks, so do its inner ones: that is no condition of theirs
+            some = present.any(axis=-1, keepdims=True)
+            first = present[(slice(None),) + (0,) * (present.ndim - 2)]
+            if not (present == (some & first.reshape(len(first), *(1,) * (present.ndim - 2), -1))).all():
                 raise NotLifted("an inner sum whose terms depend on the outer one")
-            present = flat.reshape(present.shape)[(slice(None),) + (0,) * depth]
+            if first.all():
+                return ()
+            present = first
         predicted = np.zeros(present.shape, np.int64)
         actual = np.zeros(present.shape, np.int64)
         for salt, place in enumerate(below):

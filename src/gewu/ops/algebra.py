@@ -36,6 +36,7 @@ NOT_A_NODE = -1
 MAGIC = 2.0**22  # adding a constant of this size rounds to an integer: not algebra in float32
 _TOLERANCE = 1e-10
 _INFINITY = 1.3247179572447460
+_SLOPE = 1.7320508075688772  # of the smooth maximum: with 1, the sum of exp(x - maximum) would be 1
 FAR = 1e18
 
 
@@ -61,7 +62,7 @@ def _scatter(values: NDArray[Any], salt: int) -> Reals:
     return 0.5 + (z >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
-def _hash(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def hashed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return words mixed (splitmix64)."""
     with np.errstate(over="ignore"):
         z = words + np.uint64(0x9E3779B97F4A7C15)
@@ -72,7 +73,7 @@ def _hash(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def _few(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return words with about eight bits set each, so that a union of some tells which."""
-    return words & _hash(words) & _hash(words ^ np.uint64(0xABCDEF)) | np.uint64(1) << (words & np.uint64(63))
+    return words & hashed(words) & hashed(words ^ np.uint64(0xABCDEF)) | np.uint64(1) << (words & np.uint64(63))
 
 
 class NotLifted(InputError):
@@ -162,8 +163,7 @@ class Arena:
 
     def evaluate(self) -> None:
         """Compute `exact`, then merge equal nodes into `canonical`, then compute `shape` and `lead` on what is left."""
-        self._ranges = self.batches()
-        self._terms = self._extreme = np.zeros(len(self.signature), np.uint64)
+        self.ranges = self.batches()
         self.exact = self._values()
         self._merge()
         self.args = np.where(self.args >= 0, self.canonical[self.args], self.args)
@@ -173,7 +173,7 @@ class Arena:
     def _values(self) -> Reals:
         values = np.zeros((2, len(self.signature)))
         with np.errstate(all="ignore"):
-            for start, stop in self._ranges:
+            for start, stop in self.ranges:
                 signature = self.signatures[self.signature[start]]
                 for sample in (0, 1):
                     values[sample, start:stop] = self._batch(signature, start, stop, values[sample], sample)
@@ -200,7 +200,8 @@ class Arena:
             if known is not None:
                 return known
         if op in ("max", "min") and type_ != "pred":
-            return np.logaddexp(v[0], v[1]) if op == "max" else -np.logaddexp(-v[0], -v[1])
+            slope = _SLOPE if op == "max" else -_SLOPE
+            return np.logaddexp(slope * v[0], slope * v[1]) / slope
         phase = sum(mix(op, type_, mods, k, sample) * x for k, x in enumerate(v))
         return 1.0 + 0.4 * np.sin(3.0 * phase + mix(op, type_, mods, sample))
 
@@ -223,40 +224,59 @@ class Arena:
 
     def _shapes(self) -> NDArray[np.uint64]:
         """Return the shape of every node: a set of terms for sums and maxima, hashed; anything else is a set of one."""
-        terms = np.zeros(len(self.signature), np.uint64)  # the set, as a few bits for each member
-        for start, stop in self._ranges:
-            op, type_, mods = self.signatures[self.signature[start]]
-            args, word = self.args[start:stop], np.uint64(int(mix(op, type_, mods) * 2**52))
-            columns = [args[:, k] for k in range(4) if args[0, k] >= 0]
-            if op == "const":
-                number = self.constant(np.arange(start, stop))
-                whole = (number == np.round(number)) & (np.abs(number) < 2**23) & (self.data[start:stop] < 2**23)
-                terms[start:stop] = np.where(
-                    whole & (number == 0), np.uint64(0), _few(_hash(self.data[start:stop].astype(np.uint64) ^ word))
-                )
-            elif op == "scalar":
-                terms[start:stop] = _few(_hash(self.data[start:stop].astype(np.uint64) ^ word))
-            elif op in ("add", "max", "min") and type_ != "pred":
-                salt = np.uint64(0 if op == "add" else 0x9E3779B97F4A7C15)
-                parts = [self._members(column, op, type_) for column in columns]
-                own = parts[0] | parts[1]
-                terms[start:stop] = own
-                if op != "add":
-                    self._extreme[start:stop] = own
-                    terms[start:stop] = _few(_hash(own ^ salt))
-            elif op in ("sub", "neg") and type_ in FLOATS:
-                opposite = _few(_hash(terms[columns[-1]] ^ np.uint64(0x5851F42D4C957F2D)))
-                terms[start:stop] = opposite | (terms[columns[0]] if op == "sub" else np.uint64(0))
-            else:
-                total = np.full(stop - start, word)
-                for k, column in enumerate(columns):
-                    part = _hash(terms[column] + np.uint64(0 if op == "mul" else k + 1))
-                    total = total + part
-                terms[start:stop] = _few(_hash(total))
-            zero = self.zero[start:stop]
-            terms[start:stop][zero] = 0
-            self._terms = terms
-        return _hash(terms)
+        self._terms = np.zeros(len(self.signature), np.uint64)  # the set, as a few bits for each member
+        self._extreme = np.zeros_like(self._terms)
+        for start, stop in self.ranges:
+            self._shape(start, stop)
+        return hashed(self._terms)
+
+    def _shape(self, start: int, stop: int) -> None:
+        terms, (op, type_, mods) = self._terms, self.signatures[self.signature[start]]
+        args, word = self.args[start:stop], np.uint64(int(mix(op, type_, mods) * 2**52))
+        columns = [args[:, k] for k in range(4) if args[0, k] >= 0]
+        if op == "const":
+            number = self.constant(np.arange(start, stop))
+            whole = (number == np.round(number)) & (np.abs(number) < 2**23) & (self.data[start:stop] < 2**23)
+            terms[start:stop] = np.where(
+                whole & (number == 0), np.uint64(0), _few(hashed(self.data[start:stop].astype(np.uint64) ^ word))
+            )
+        elif op == "scalar":
+            terms[start:stop] = _few(hashed(self.data[start:stop].astype(np.uint64) ^ word))
+        elif op in ("add", "max", "min") and type_ != "pred":
+            salt = np.uint64(0 if op == "add" else 0x9E3779B97F4A7C15)
+            parts = [self._members(column, op, type_) for column in columns]
+            own = parts[0] | parts[1]
+            terms[start:stop] = own
+            if op != "add":
+                self._extreme[start:stop] = own
+                terms[start:stop] = _few(hashed(own ^ salt))
+        elif op in ("sub", "neg") and type_ in FLOATS:
+            opposite = _few(hashed(terms[columns[-1]] ^ np.uint64(0x5851F42D4C957F2D)))
+            terms[start:stop] = opposite | (terms[columns[0]] if op == "sub" else np.uint64(0))
+        else:
+            total = np.full(stop - start, word)
+            for k, column in enumerate(columns):
+                part = hashed(terms[column] + np.uint64(0 if op == "mul" else k + 1))
+                total = total + part
+            terms[start:stop] = _few(hashed(total))
+        zero = self.zero[start:stop]
+        terms[start:stop][zero] = 0
+
+    def append(self, op: str, type_: str, columns: list[Ids]) -> Ids:
+        """Add nodes to a graph that has been evaluated; they are equal to no others."""
+        start, count = len(self.signature), len(columns[0])
+        made = np.arange(start, start + count)
+        args = np.full((count, 4), NOT_A_NODE)
+        args[:, : len(columns)] = np.stack(columns, axis=1)
+        self.signature = np.concatenate([self.signature, np.full(count, self.number(op, type_))])
+        self.args, self.canonical = np.concatenate([self.args, args]), np.concatenate([self.canonical, made])
+        nothing = np.zeros(count, np.uint64)
+        self.data, self.zero = np.concatenate([self.data, nothing.view(np.int64)]), np.r_[self.zero, nothing != 0]
+        self._terms, self._extreme = np.concatenate([self._terms, nothing]), np.concatenate([self._extreme, nothing])
+        self._shape(start, start + count)
+        self.shape = np.concatenate([self.shape, hashed(self._terms[start:])])
+        self.lead = np.concatenate([self.lead, self._lead_of(self.lead, columns)])
+        return made
 
     def _members(self, column: Ids, op: str, type_: str) -> NDArray[np.uint64]:
         """Return the terms that an operand brings into a sum, a maximum or a minimum."""
@@ -306,6 +326,17 @@ class Arena:
         self.canonical = np.empty(count, np.int64)
         self.canonical[order] = first[label]
         self.zero = zero
+        self._keep_quotients()
+
+    def _keep_quotients(self) -> None:
+        """Keep a quotient that is an element a quotient: the first row of a triangular softmax is e v / e, of one term each."""
+        quotients = np.array([s[0] in ("div", "mul") and s[1] in FLOATS for s in self.signatures])[self.signature]
+        loads = np.array([s[0] == "load" for s in self.signatures])[self.signature]
+        nodes = np.flatnonzero(quotients & loads[self.canonical] & ~self.zero)
+        constant = np.array([s[0] == "const" for s in self.signatures])[self.signature]
+        nodes = nodes[~constant[self.args[nodes, 0]] & ~constant[self.args[nodes, 1]]]
+        _, first, inverse = np.unique(self.canonical[nodes], return_index=True, return_inverse=True)
+        self.canonical[nodes] = nodes[first][np.reshape(inverse, -1)]
 
     def _zeros(self) -> NDArray[np.bool_]:
         sums = np.array([s[0] in ("add", "sub", "fma", "mul") and s[1] in FLOATS for s in self.signatures], bool)[self.signature]
@@ -320,7 +351,7 @@ class Arena:
 
     def _leads(self) -> Reals:
         lead = np.full((len(self.signature), 2 * max(1, len(self.buffers))), FAR)
-        for start, stop in self._ranges:
+        for start, stop in self.ranges:
             op, _, mods = self.signatures[self.signature[start]]
             if op == "load":
                 lead[start:stop, self.buffers[int(mods[0])]] = self.data[start:stop]

@@ -32,6 +32,7 @@ from gewu.ops.ir import WIDTH, Kernel
 from gewu.ops.plan import AXES, Plan, integers, plans
 from gewu.ops.recognise import recognise
 from gewu.ops.rename import renamed
+from gewu.ops.rescale import Rescaling
 from gewu.ops.sizes import Size
 from gewu.ops.symbolise import Sizes, merge
 from gewu.ops.template import Lanes, NotLifted, Term, Unifier
@@ -175,10 +176,11 @@ def concrete(kernel: Kernel, found: Trace, args: Sequence[Any], deadline: float 
     arena.spread()
     recognise(arena)
     arena.evaluate()
+    rescaling = Rescaling(arena)
     elements = {i: _element(a, a.dtype.itemsize) for i, a in enumerate(args) if isinstance(a, np.ndarray)}
     assigns: list[Assign] = []
     for (buffer, size), (offsets, nodes, _) in sorted(found.stores.items()):
-        outputs = _Outputs(arena, elements, buffer, _element(args[buffer], size), offsets, arena.moved[nodes])
+        outputs = _Outputs(arena, rescaling, elements, buffer, _element(args[buffer], size), offsets, arena.moved[nodes])
         assigns += outputs.assigns(len(assigns))
     return Program(kernel.name, tuple(assigns))
 
@@ -188,6 +190,7 @@ class _Outputs:
     """What one array gets: byte offsets in order, and the node that each ended up with."""
 
     arena: Arena
+    rescaling: Rescaling
     elements: Mapping[int, str]
     buffer: int
     type: str
@@ -205,7 +208,7 @@ class _Outputs:
                 raise error from None
 
     def _root(self, group: Ids) -> Term:
-        return Unifier(self.arena, self.places[group]).unify(self.nodes[group], Lanes((len(group),)), self.type)
+        return Unifier(self.arena, self.rescaling, self.places[group]).unify(self.nodes[group], Lanes((len(group),)), self.type)
 
     def _fit(self, group: Ids, number: int, box: Sequence[int] = ()) -> Assign:
         return Fit(number, self.buffer, self.type, self.places[group], self._root(group), self.elements, box).assign()

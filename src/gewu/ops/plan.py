@@ -27,7 +27,7 @@ TINY: Final = 7
 SMALL: Final = 16
 RUNS: Final = 3
 AXES: Final = "xyz"
-_FREE: Final = {"gx": (3, 5, 4), "gy": (2, 3, 5), "gz": (4, 2, 3)}
+_FREE: Final = {"gx": (5, 4, 3), "gy": (3, 5, 2), "gz": (4, 3, 2)}  # fewest in the last run, the one with the largest sizes
 _PASSES: Final = (2, 3, 2)
 _GENERIC: Final = ((21, 26, 19, 33, 38, 29, 43, 47), (25, 18, 31, 22, 35, 41, 37, 28), (34, 23, 27, 39, 20, 30, 46, 45))
 _FEW: Final = ((11, 14, 9, 17, 12, 15, 19, 13), (13, 9, 15, 11, 17, 14, 12, 18), (17, 12, 14, 13, 10, 11, 16, 9))
@@ -171,7 +171,9 @@ def _run(style: str, number: int, free: Mapping[str, int], rules: tuple[Size, ..
         launch[longest] = int(block[0] * launch.get("gx", 1) * 2) + _GENERIC[number][0]
     if style == "generic" and number == RUNS - 1:  # at least one run with several blocks: what they do to each other shows
         for name, tile in ((n, t) for rule in rules for n, t in _tiles(rule)):
-            if name in launch and (launch[name] <= tile or tile <= _NARROW):
+            if name in launch and launch[name] <= tile:
+                launch[name] = tile + (5 + 2 * list(free).index(name) if few else launch[name])
+            elif name in launch and tile <= _NARROW:
                 launch[name] += tile
     for axis, rule in zip(AXES, rules, strict=True):
         by = wraps[axis]

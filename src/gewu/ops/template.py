@@ -11,7 +11,7 @@ the lane has no such term, ZERO where it reads nothing and gets 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from gewu.ops.algebra import FAR, Arena, Ids, NotLifted
 from gewu.ops.digits import digits_of
 from gewu.ops.ir import FLOATS, WIDTH
+from gewu.ops.rescale import ONE, Rescaling
 
 ABSENT: Final = -1
 ZERO: Final = -2
@@ -74,10 +75,11 @@ def _hoisted(nodes: Ids, shape: Lanes) -> tuple[Ids, Lanes]:
 class Unifier:
     """Unify outputs of one trace; axes get names that are unique in it."""
 
-    def __init__(self, arena: Arena, places: Ids | None = None) -> None:
-        self.arena, self.places = arena, places
+    def __init__(self, arena: Arena, rescaling: Rescaling, places: Ids | None = None) -> None:
+        self.arena, self.rescaling, self.places = arena, rescaling, places
         self.axes = 0
         self._memo: dict[tuple[Any, ...], Term] = {}
+        self._names: dict[tuple[str, bytes], str] = {}
 
     def unify(self, nodes: Ids, shape: Lanes, as_type: str) -> Term:
         """Return the common formula of a vector of nodes.
@@ -95,8 +97,32 @@ class Unifier:
         nodes, shape = _hoisted(nodes, shape)
         key = (shape, as_type, nodes.tobytes())
         if key not in self._memo:
-            self._memo[key] = self._unify(nodes, shape, as_type)
+            self._memo[key] = self._once(nodes, shape, as_type) if shape.axes else self._unify(nodes, shape, as_type)
         return self._memo[key]
+
+    def _once(self, nodes: Ids, shape: Lanes, as_type: str) -> Term:
+        """Unify outputs below which a reduction is the same but once: all channels of a head share their scores."""
+        rows = nodes.reshape(shape.extents[0], -1)
+        weights = np.random.default_rng(7).integers(1, 1 << 62, rows.shape[1]) | 1
+        _, first, lanes = np.unique(rows @ weights, return_index=True, return_inverse=True)
+        lanes = np.reshape(lanes, -1)
+        if 2 * len(first) > len(rows) or (rows[first][lanes] != rows).any():
+            return self._unify(nodes, shape, as_type)
+        few = Lanes((len(first), *shape.extents[1:]), shape.axes)
+        return self._spread(self.unify(rows[first].reshape(-1), few, as_type), lanes, lanes.tobytes())
+
+    def _spread(self, term: Term, lanes: Ids, key: bytes) -> Term:
+        """Return a term over outputs that take it from `lanes`; its reductions get names of their own."""
+        if (id(term), key) not in self._memo:
+            if term.kind == "reduce":
+                self.axes += 1
+                self._names[term.axis, key] = f"k{self.axes}"
+            children = tuple(self._spread(child, lanes, key) for child in term.children)
+            values, present = (a[lanes] if a.size else a for a in (term.values, term.present))
+            axis, *context = (self._names.get((name, key), name) for name in (term.axis, *term.context))
+            made = replace(term, children=children, values=values, present=present, axis=axis, context=tuple(context))
+            self._memo[id(term), key] = made
+        return self._memo[id(term), key]
 
     def _unify(self, nodes: Ids, shape: Lanes, as_type: str) -> Term:
         arena = self.arena
@@ -192,7 +218,8 @@ class Unifier:
 
     def _flatten(self, family: str, nodes: Ids, shape: Lanes, type_: str) -> Term:
         lane, item, sign, constant = self._expand(family, nodes, type_)
-        sort = np.lexsort((*self.arena.lead[item].T[::-1], lane))
+        lead = self.arena.lead[item].T[::-1]
+        sort = np.lexsort((*lead[np.ptp(lead, axis=1) > 0], lane)) if len(item) else item
         lane, item, sign = lane[sort], item[sort], sign[sort]
         group = self._groups(item, sign)
         if self.places is not None and family == "add" and not shape.axes:
@@ -288,41 +315,56 @@ class Unifier:
         arena = self.arena
         lane = np.flatnonzero(nodes >= 0)
         item, sign = nodes[lane], np.ones(len(lane), np.int64)
+        power = np.tile(self.rescaling.start(item), (2, 1)) if family == "add" else np.full((2, len(lane)), ABSENT)
         constant = np.full(len(nodes), 0.0 if family == "add" else -np.inf if family == "max" else np.inf)
-        done: list[tuple[Ids, Ids, Ids]] = []
+        done: list[tuple[Ids, Ids, Ids, Ids]] = []
         while len(lane):
             arena.check_time()
             item = arena.canonical[item]
             codes = np.array([_action(s, family, type_) for s in arena.signatures], np.int64)[arena.signature[item]]
             if family == "add":
                 codes[arena.zero[item]] = _DROP
+            if (power >= 0).any():
+                item, power = self._peel(codes, item, power)
             if (final := codes == _KEEP).any():
-                done.append((lane[final], item[final], sign[final]))
+                done.append((lane[final], item[final], sign[final], power[:, final]))
             if (const := codes == _CONST).any():
                 numbers = self.numbers(item[const], type_) * (sign[const] if family == "add" else 1)
                 {"add": np.add, "max": np.maximum, "min": np.minimum}[family].at(constant, lane[const], numbers)
-            parts = [self._split(code, lane[codes == code], item[codes == code], sign[codes == code]) for code in _SPLITS]
-            lane, item, sign = (np.concatenate([p[i] for part in parts for p in part]) for i in range(3))
+            again = codes == _AGAIN
+            parts = [[(lane[again], item[again], sign[again], power[:, again])]]
+            parts += [self._split(code, *(x[..., codes == code] for x in (lane, item, sign, power))) for code in _SPLITS]
+            lane, item, sign, power = (np.concatenate([p[i] for part in parts for p in part], axis=-1) for i in range(4))
             if sum(len(d[0]) for d in done) + len(lane) > MOST_ITEMS:
                 raise NotLifted("too many terms to look at")
         if not done:
             empty = np.zeros(0, np.int64)
             return empty, empty, empty, constant
-        return (*(np.concatenate([d[i] for d in done]) for i in range(3)), constant)
+        lane, item, sign, power = (np.concatenate([d[i] for d in done], axis=-1) for i in range(4))
+        raised = power[0] != power[1]
+        if raised.any():
+            item[raised] = self.rescaling.build(item[raised], power[0, raised], power[1, raised], type_)
+        return lane, item, sign, constant
 
-    def _split(self, code: int, lane: Ids, item: Ids, sign: Ids) -> list[tuple[Ids, Ids, Ids]]:
+    def _peel(self, codes: Ids, item: Ids, power: Ids) -> tuple[Ids, Ids]:
+        """Take factors of terms that are rescaled into their exponents; what has more of them is looked at again."""
+        peeled, rest, plus = self.rescaling.peel(item, np.where(codes == _KEEP, power[0], ABSENT))
+        codes[peeled & (self.rescaling.scale[rest] == plus) & (rest != ONE)] = _AGAIN
+        return np.where(peeled, rest, item), np.stack([np.where(peeled, plus, power[0]), power[1]])
+
+    def _split(self, code: int, lane: Ids, item: Ids, sign: Ids, power: Ids) -> list[tuple[Ids, Ids, Ids, Ids]]:
         arena = self.arena
         if not len(lane):
-            return [(lane, item, sign)]
+            return [(lane, item, sign, power)]
         a, b = arena.args[item, 0], arena.args[item, 1]
         if code in (_BOTH, _EXTREME):
-            return [(lane, a, sign), (lane, b, sign)]
+            return [(lane, a, sign, power), (lane, b, sign, power)]
         if code == _LESS:
-            return [(lane, a, sign), (lane, b, -sign)]
-        return [(lane, a, -sign)]
+            return [(lane, a, sign, power), (lane, b, -sign, power)]
+        return [(lane, a, -sign, power)]
 
 
-_KEEP, _CONST, _DROP, _BOTH, _LESS, _NEGATE, _EXTREME = range(7)
+_KEEP, _CONST, _DROP, _BOTH, _LESS, _NEGATE, _EXTREME, _AGAIN = range(8)
 _SPLITS = (_BOTH, _LESS, _NEGATE, _EXTREME)
 
 
