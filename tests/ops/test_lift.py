@@ -120,7 +120,8 @@ def test_one_search_tells_a_function_of_maxima_taken_in_any_order(monkeypatch: p
     search = _Search.function_at
     monkeypatch.setattr(_Search, "function_at", lambda self, top: asked.append(top) or search(self, top))
     recognise(arena)
-    assert len(asked) == 1 and {arena.signatures[s][0] for s in arena.signature[spelled]} == {"abs"}
+    found = {arena.signatures[s][0] for s in arena.signature}
+    assert len(asked) == 1 and "abs" in found and "and" not in found
 
 
 def swapped(n: int) -> Trace:
