@@ -1,7 +1,7 @@
-"""Write the tables of docs/operators.md: of classes from `bench/ops/latest.json`, of processors from `bench/ops/targets.json`.
+"""Write the tables of docs/operators.md: of classes, of processors and of profiles, from `latest`, `targets` and `profile.json`.
 
-A table stands between `<!-- operators begin -->` and `<!-- operators end -->`, the other one likewise between those of
-`processors`; everything else in the page is left alone. `--check` writes nothing and fails when a table is not what the
+A table stands between `<!-- operators begin -->` and `<!-- operators end -->`, the others likewise between those of
+`processors` and `profiles`; everything else in the page is left alone. `--check` writes nothing and fails when a table is not what the
 recorded figures give.
 """
 
@@ -20,11 +20,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "operators.md"
 RECORDS = ROOT / "bench" / "ops" / "latest.json"
 MADE = ROOT / "bench" / "ops" / "targets.json"
+PROFILES = ROOT / "bench" / "ops" / "profile.json"
 READERS = {"ptx": "PTX", "sm_80": "cubin sm_80", "sm_90": "cubin sm_90"}
 KINDS = {"migrate/source": "from source", "migrate/binary": "from binary", "library": "library"}
 EMPTY = (
     "# Operator classes\n\n<!-- operators begin -->\n<!-- operators end -->\n\n"
-    "<!-- processors begin -->\n<!-- processors end -->\n"
+    "<!-- processors begin -->\n<!-- processors end -->\n\n<!-- profiles begin -->\n<!-- profiles end -->\n"
 )
 
 
@@ -106,6 +107,36 @@ def _outcome(found: Mapping[str, Any]) -> str:
     return found.get("status", "") + error
 
 
+def profiles(found: Iterable[Mapping[str, Any]]) -> str:
+    """Return the Markdown table of where the time of cases below the bar goes."""
+    titles = [
+        "case",
+        "size",
+        "as",
+        "peer / gewu",
+        "best peer",
+        "GB/s",
+        "cores",
+        "samples",
+        "hot loop",
+        "its samples, by instruction",
+    ]
+    lines = ["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
+    for one in found:
+        loop = one["loop"]
+        length = f"{loop['instructions']} instructions, {loop['width']} bits, {loop['share']:.0%}" if loop else ""
+        kinds = (
+            ", ".join(f"{kind} {share:.0%}" for kind, (_, share) in list(loop["kinds"].items())[:4] if share >= 0.03)
+            if loop
+            else ""
+        )
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in one["shares"].items() if share >= 0.03)
+        rate = f"{one['bytes'] / one['seconds'] * 1e-9:.3g}"
+        cells = [one["case"], one["size"], one["status"], f"{one['ratio']:.2f}", one["best"], rate, f"{one['busy']:.1f}"]
+        lines.append("| " + " | ".join([*cells, shares, length, kinds]) + " |")
+    return "\n".join(lines) if len(lines) > 2 else "No profiles are recorded yet: `python -m bench.ops.profile` makes them."
+
+
 def filled(page: str, name: str, text: str) -> str:
     """Return the page with what stands between the markers of a name replaced by a text.
 
@@ -127,6 +158,7 @@ def main() -> int:
     text = PAGE.read_text() if PAGE.exists() else EMPTY
     new = filled(text, "operators", table(json.loads(RECORDS.read_text()) if RECORDS.exists() else []))
     new = filled(new, "processors", processors(json.loads(MADE.read_text()) if MADE.exists() else {}))
+    new = filled(new, "profiles", profiles(json.loads(PROFILES.read_text()) if PROFILES.exists() else []))
     stale = not PAGE.exists() or new != text
     if stale and not check:
         PAGE.write_text(new)
