@@ -1,8 +1,8 @@
 """Write the tables of docs/operators.md: of classes, of processors and of profiles, from `latest`, `targets` and `profile.json`.
 
 A table stands between `<!-- operators begin -->` and `<!-- operators end -->`, the others likewise between those of
-`processors` and `profiles`; everything else in the page is left alone. `--check` writes nothing and fails when a table is not what the
-recorded figures give.
+`processors` and `profiles`; everything else in the page is left alone. `--check` writes nothing and fails when a table is not
+what the recorded figures give.
 """
 
 from __future__ import annotations

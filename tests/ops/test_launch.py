@@ -16,6 +16,7 @@ from gewu.ops.arguments import block_of, grid_of, pack_one
 from gewu.ops.cache import Cache
 from gewu.ops.ir import Parameter, Unsupported
 from gewu.ops.launch import kind_of, plain_name
+from gewu.ops.route import _alike
 from gewu.ops.serial import lifted_from_json, lifted_to_json, program_from_json, program_to_json
 from tests.ops.programs import RIGHT
 from tests.ops.ptxtext import BUMP, HALT, HISTOGRAM, SAXPY, TWICE, WEIGHTED, module
@@ -315,6 +316,20 @@ def test_checked_mode_and_options_do_not_lift() -> None:
     operator = load(SAXPY, checked=True)["saxpy"]
     operator[4, 256](x, y, 2.0, N)
     assert operator.status == "spmd" and "checked" in operator.reason
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int32", "bool"])
+def test_arrays_are_alike_up_to_rounding(dtype: str) -> None:
+    a = (np.arange(600_001) % 100).astype(dtype)
+    assert _alike(a, a.copy())
+    for place in (0, 600_000):
+        b = a.copy()
+        b[place] = a[place] + (np.inf if dtype[0] == "f" else 0 if dtype == "bool" else 2)
+        assert _alike(a, b) == (dtype == "bool")
+    if dtype[0] == "f":
+        near, far = a + np.float32(0.01 if dtype == "float32" else 0.1), a.copy()
+        far[7] += np.float32(5)
+        assert _alike(near.astype(dtype), a) and not _alike(far, a)
 
 
 def test_integers_wrap() -> None:

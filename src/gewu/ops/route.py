@@ -38,6 +38,7 @@ STEP_LIMIT: Final = 20_000_000
 _MOST_FAILURES: Final = 3
 _MOST_PROOFS: Final = 16
 _READINGS: Final = 3
+_PIECE: Final = 1 << 18  # elements compared at once: more would not stay in a cache
 _FAULTS: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _WORTH_TIMING, _TOO_LARGE = 1 << 17, 1 << 31  # bytes of all arrays between which the two ways are timed
 
@@ -348,16 +349,27 @@ def _alike(a: Any, b: Any) -> bool:
 
     Integers to one unit: they may be rounded floats, or the bits of one.  `verify` has been stricter at smaller sizes.
     """
-    if a.dtype.kind != "f":
-        wide = a.astype(np.int64) - b.astype(np.int64) if a.dtype.kind in "iub" else a.view(np.uint8) != b.view(np.uint8)
-        return bool((np.abs(wide) <= 1).all()) if a.dtype.kind in "iub" else not wide.any()
+    a, b = a.reshape(-1), b.reshape(-1)
+    parts = [slice(start, start + _PIECE) for start in range(0, a.size, _PIECE)]
+    differ = [part for part in parts if a[part].tobytes() != b[part].tobytes()]
+    if not differ or a.dtype.kind != "f":
+        return all(_alike_integers(a[part], b[part]) for part in differ)
     with np.errstate(all="ignore"):
-        finite = np.isfinite(b)
-        if (finite != np.isfinite(a)).any():
-            return False
-        scale = float(np.abs(b[finite], dtype=np.float64).max()) if finite.any() else 0.0
+        scale = max(float(np.abs(b[part], where=np.isfinite(b[part]), out=np.zeros_like(b[part])).max()) for part in parts)
         tolerance = (1e-2 if a.dtype.itemsize == 2 else 1e-3) * scale
-        return bool((np.abs(a[finite].astype(np.float64) - b[finite]) <= tolerance).all())
+        return all(_alike_floats(a[part], b[part], tolerance) for part in differ)
+
+
+def _alike_integers(a: Any, b: Any) -> bool:
+    if a.dtype.kind not in "iub":
+        return False
+    return bool((np.abs(a.astype(np.int64) - b.astype(np.int64)) <= 1).all())
+
+
+def _alike_floats(a: Any, b: Any, tolerance: float) -> bool:
+    finite = np.isfinite(b)
+    near = np.abs(a.astype(np.float64) - b) <= tolerance
+    return bool((finite == np.isfinite(a)).all() and near[finite].all())
 
 
 def _seconds(bound: Bound, args: Sequence[Any]) -> float:
