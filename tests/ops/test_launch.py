@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,21 @@ def test_failures_to_lift_are_remembered(monkeypatch: pytest.MonkeyPatch) -> Non
     again = load(HISTOGRAM)["histogram"]
     again[4, 256](values, counts, N)
     assert again.status == "spmd" and counts[0] == 2 * N
+
+
+def test_the_kernel_as_it_is_written_is_compiled_once_beside_lifting(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gewu.ops import spmd
+
+    threads, right = [], spmd.compile_spmd
+
+    def counted(*args: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread())
+        return right(*args, **options)
+
+    monkeypatch.setattr(spmd, "compile_spmd", counted)
+    values, counts = np.zeros(N, np.int32), np.zeros(16, np.int32)
+    load(HISTOGRAM)["histogram"][4, 256](values, counts, N)
+    assert counts[0] == N and len(threads) == 1 and threads[0] is not threading.main_thread()
 
 
 def test_a_kernel_that_cannot_be_read_is_refused_and_the_others_go_on() -> None:

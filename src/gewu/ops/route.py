@@ -15,8 +15,10 @@ another machine or with another cache it may differ in the last ones.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -72,6 +74,7 @@ class Router:
         self._clean: Kernel | None = None
         self._classes: dict[Any, Class] = {}
         self._compiled: dict[Any, Any] = {}
+        self._ahead: dict[tuple[Shape, int], threading.Thread] = {}
         self._programs: dict[int, Any] = {}
 
     @property
@@ -151,6 +154,9 @@ class Router:
             Unsupported: it uses what SPMD code cannot do.
         """
         key = block, shared, checked
+        ahead = None if checked else self._ahead.pop((block, shared), None)
+        if ahead:
+            ahead.join()
         if key not in self._compiled:
             from gewu.ops.spmd import compile_spmd
 
@@ -158,6 +164,21 @@ class Router:
                 self.kernel, block, shared=shared, checked=checked, cache=self.options.cache.objects
             )
         return self._compiled[key]
+
+    def _compile_ahead(self, block: Shape, shared: int) -> None:
+        """Begin to compile the kernel as it is written, most of which another process does, while it is lifted here."""
+        if self.options.use != "auto" or (block, shared, False) in self._compiled or (block, shared) in self._ahead:
+            return
+        kernel, objects, place = self.kernel, self.options.cache.objects, (block, shared, False)
+
+        def work() -> None:
+            from gewu.ops.spmd import compile_spmd
+
+            with suppress(GewuError, Unsupported):  # whoever asks for the code is told
+                self._compiled[place] = compile_spmd(kernel, block, shared=shared, cache=objects)
+
+        self._ahead[block, shared] = threading.Thread(target=work, daemon=True)
+        self._ahead[block, shared].start()
 
     def reference(self, block: Shape, shared: int) -> Oracle:
         """Return the kernel as the interpreter runs it, with every access checked."""
@@ -217,6 +238,7 @@ class Router:
         return proof
 
     def _new(self, grid: Shape, block: Shape, shared: int, args: Sequence[Any]) -> Proof:
+        self._compile_ahead(block, shared)
         refuted, found = "", None
         for _ in range(_READINGS):
             try:
