@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from gewu.core.errors import InputError
 from gewu.ops import interp
 from gewu.ops.shape import Layout, analyse
 from gewu.ops.spmd import compile_spmd
@@ -199,3 +200,13 @@ def test_places_are_a_common_one_and_narrow_distances(kind: str, which: str, ord
     compile_spmd(kernel, (64, 1, 1)).launch((1, 1, 1), [x[100:], y, place.astype(np.int32), middle])
     want = {"product": place, "shift": place + 40, "multiple": 2 * place + 10}[which] + 102
     same(y, want.astype(np.int32))
+
+
+def test_checked_code_of_wide_vectors_names_the_thread() -> None:
+    kernel = assemble("stream", [8, 8, 4], BLOCKWISE)
+    compiled = compile_spmd(kernel, (128, 1, 1), checked=True)
+    x, y = np.arange(640, dtype=np.int32), np.zeros(640, np.int32)
+    compiled.launch((1, 1, 1), [x, y, np.int32(640)])
+    same(y, x + np.arange(640) % 128)
+    with pytest.raises(InputError, match=r"thread \(100, 0, 0\)"):
+        compiled.launch((1, 1, 1), [x[:100], y, np.int32(101)])
