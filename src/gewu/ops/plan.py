@@ -31,7 +31,7 @@ _FREE: Final = {"gx": (3, 5, 4), "gy": (2, 3, 5), "gz": (4, 2, 3)}
 _PASSES: Final = (2, 3, 2)
 _GENERIC: Final = ((21, 26, 19, 33, 38, 29, 43, 47), (25, 18, 31, 22, 35, 41, 37, 28), (34, 23, 27, 39, 20, 30, 46, 45))
 _FEW: Final = ((11, 14, 9, 17, 12, 15, 19, 13), (13, 9, 15, 11, 17, 14, 12, 18), (17, 12, 14, 13, 10, 11, 16, 9))
-_LENGTHS: Final = ((3, 5, 7, 6), (4, 3, 5, 8), (2, 6, 8, 5))  # of loops that no axis of the grid follows from
+_LENGTHS: Final = ((3, 5), (4, 3), (2, 6))  # of the first loops that no axis of the grid follows from: more would be ambiguous
 _UNITS: Final = ((5, 7, 9, 6, 11, 8, 13, 10), (6, 11, 5, 8, 7, 13, 9, 12), (9, 5, 8, 11, 6, 7, 10, 14))
 _EXACT: Final = ((2, 3, 1), (3, 1, 2), (1, 2, 3))
 _STYLES: Final = ("generic", "unit4", "exact", "large", "unit16", "unit64", "unitblock")
@@ -100,7 +100,8 @@ def wrapped(rule: Size, axis: str) -> str | None:
 class Hints:
     """What a kernel does with its block index: pairs of an axis of the grid and an argument, `("gz", "p3")`.
 
-    `divided`: it divides the one by the other.  `compared`: it compares what follows from the one with what follows from the other.
+    `divided`: it divides the one by the other.  `compared`: it compares what follows from the one with what follows from the
+    other.
     """
 
     divided: frozenset[tuple[str, str]]
@@ -179,8 +180,8 @@ def _run(style: str, number: int, free: Mapping[str, int], rules: tuple[Size, ..
             launch[name] = unit * (1 + (place + number * (place + 1)) % 5)
         if name in exact:
             launch[name] = exact[name] * _EXACT[number][place % 3]
-    for place, name in enumerate(sorted(apart, key=lambda name: name not in wraps.values())):
-        launch[name] = _LENGTHS[number][place % 4] + place // 4
+    short = sorted(apart, key=lambda name: name not in wraps.values())[: len(_LENGTHS[0])]
+    launch |= dict(zip(short, _LENGTHS[number], strict=False))
     if style == "large" and free:
         longest = max(free, key=lambda name: free[name])
         launch[longest] = int(block[0] * launch.get("gx", 1) * 2) + _GENERIC[number][0]

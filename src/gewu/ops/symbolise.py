@@ -131,7 +131,7 @@ class Sizes:
 
     def _products(self) -> Iterator[_Form]:
         yield from (v.times(a).plus(c) for a in (1, 2, 3, 4) for c in range(-_FAR, _FAR + 1) for v in self._plain)
-        self._factors = self._factors[:MOST_FACTORS]
+        self._factors = [f for f in self._factors if len(set(f.values)) > 1][:MOST_FACTORS]  # a constant one would be by chance
         yield from (u * v for u, v in itertools.combinations_with_replacement(self._factors, 2))
         yield from (u * v * w for u, v, w in itertools.combinations_with_replacement(self._plain, 3))
         for c in _MULTIPLES[:16]:
