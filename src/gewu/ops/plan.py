@@ -32,7 +32,7 @@ _PASSES: Final = (2, 3, 2)
 _GENERIC: Final = ((21, 26, 19, 33, 38, 29, 43, 47), (25, 18, 31, 22, 35, 41, 37, 28), (34, 23, 27, 39, 20, 30, 46, 45))
 _FEW: Final = ((11, 14, 9, 17, 12, 15, 19, 13), (13, 9, 15, 11, 17, 14, 12, 18), (17, 12, 14, 13, 10, 11, 16, 9))
 _DIVISOR: Final = (3, 4, 2)
-_LENGTH: Final = (5, 3, 6)  # of the first loop that no axis of the grid follows from: if all were short, sizes were ambiguous
+_LENGTH: Final = (5, 3, 6)  # then of the first loop that no axis of the grid follows from; short ones elsewhere are ambiguous
 _UNITS: Final = ((5, 7, 9, 6, 11, 8, 13, 10), (6, 11, 5, 8, 7, 13, 9, 12), (9, 5, 8, 11, 6, 7, 10, 14))
 _EXACT: Final = ((2, 3, 4), (3, 4, 2), (4, 2, 3))
 _STYLES: Final = ("generic", "unit4", "exact", "large", "unit16", "unit64", "unitblock")
@@ -182,7 +182,8 @@ def _run(style: str, number: int, free: Mapping[str, int], rules: tuple[Size, ..
             launch[name] = unit * (1 + (place + number * (place + 1)) % 5)
         if name in exact:
             launch[name] = exact[name] * _EXACT[number][place % 3]
-    launch |= {n: _LENGTH[number] for n in apart[:1]} | {n: _DIVISOR[number] for n in wraps.values() if n and not unit}
+    if any(wraps.values()):
+        launch |= {n: _LENGTH[number] for n in apart[:1]} | {n: _DIVISOR[number] for n in wraps.values() if n and not unit}
     if style == "large" and free:
         longest = max(free, key=lambda name: free[name])
         launch[longest] = int(block[0] * launch.get("gx", 1) * 2) + _GENERIC[number][0]
