@@ -37,6 +37,7 @@ _UNITS: Final = ((5, 7, 9, 6, 11, 8, 13, 10), (6, 11, 5, 8, 7, 13, 9, 12), (9, 5
 _EXACT: Final = ((2, 3, 4), (3, 4, 2), (4, 2, 3))
 _STYLES: Final = ("generic", "unit4", "exact", "large", "unit16", "unit64", "unitblock")
 _MOST_PLANS: Final = 10
+_WIDE: Final = 64  # tiles beyond which several whole ones are too much to follow
 _NARROW: Final = 8  # tiles of which all sizes tried make as many blocks
 _FOLLOWED: Final = frozenset(
     {
@@ -152,7 +153,10 @@ def plans(kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int
         pinned = {i: v for i, v in values.items() if v <= limit and not any(f"p{i}" == q for _, q in seen.divided)}
         free = {f"p{i}": v for i, v in values.items() if i not in pinned}
         for rank, rules in enumerate(_grids(grid, block, free, seen)):
-            bare = any(any(_tiles(rule)) and f"g{axis}" not in checked for axis, rule in zip(AXES, rules, strict=True))
+            bare = any(
+                any(t <= _WIDE for _, t in _tiles(rule)) and f"g{axis}" not in checked
+                for axis, rule in zip(AXES, rules, strict=True)
+            )
             for number, style in enumerate(sorted(_STYLES, key=lambda style: style != "exact") if bare else _STYLES):
                 if style != "large" or any(str(rule) in _FREE for rule in rules):
                     tries.append((place + rank + 2 * number, style, pinned, free, rules))
@@ -172,7 +176,7 @@ def _run(style: str, number: int, free: Mapping[str, int], rules: tuple[Size, ..
     launch = {name: _FREE[name][number] for rule in rules for name in _FREE if str(rule) == name}
     few = len(free) + len(launch) > 2
     unit = {"unit4": 4, "unit16": 16, "unit64": 64, "unitblock": block[0]}.get(style, 0)
-    exact = {n: t for rule in rules for n, t in _tiles(rule) if free[n] % t == 0} if style == "exact" else {}
+    exact = {n: t for rule in rules for n, t in _tiles(rule) if free[n] % t == 0 and t <= _WIDE} if style == "exact" else {}
     wraps = {axis: wrapped(rule, f"g{axis}") for axis, rule in zip(AXES, rules, strict=True)}
     apart = [n for n in free if few and not unit and not any(n in str(rule) for rule in rules)]
     for place, name in enumerate(free):
