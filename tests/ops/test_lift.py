@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from gewu.ops.algebra import Arena
+from gewu.ops.digits import partial_digits_of
 from gewu.ops.formula import formula
 from gewu.ops.ir import Kernel
 from gewu.ops.lift import NotLifted, concrete
+from gewu.ops.plan import hints, plans, wrapped
+from gewu.ops.ptx import read_ptx
 from gewu.ops.recognise import _Search, recognise
 from gewu.ops.rename import renamed
 from gewu.ops.symbolise import Sizes, merge
@@ -216,3 +219,78 @@ def test_places_that_follow_no_index_are_not_told() -> None:
 def test_a_size_that_is_none_of_the_launch_is_not_told() -> None:
     with pytest.raises(NotLifted, match="size of the launch"):
         told(lambda n: scan({21: 13, 18: 29, 34: 22}[n]), [(21,), (18,), (34,)], ["n"], 2)
+
+
+def frame(height: int, width: int) -> Trace:
+    """A picture with a rim of one element that is a number: five boxes."""
+    r = Recorder()
+    y, x = np.divmod(np.arange((height + 2) * (width + 2)), width + 2)
+    inside = (y > 0) & (y <= height) & (x > 0) & (x <= width)
+    out = np.zeros(len(y), np.int64)
+    out[inside] = r.load(0, ((y - 1) * width + x - 1)[inside])
+    out[~inside] = r.number(2.5, int((~inside).sum()))
+    return r.stored(1, out)
+
+
+def doubled(height: int, width: int) -> Trace:
+    """A transposed convolution of stride 2: even and odd rows meet different taps, and those at the rim fewer."""
+    r = Recorder()
+    y, x = np.divmod(np.arange(4 * height * width), 2 * width)
+    total = r.number(0.0, len(y))
+    for i, j in np.ndindex(2, 2):
+        u, v = (y + 1) // 2 - i, (x + 1) // 2 - j
+        inside = (u >= 0) & (u < height) & (v >= 0) & (v < width)
+        tap = (4 * ((y + 1) % 2 + 2 * i) + (x + 1) % 2 + 2 * j)[inside]
+        total = total.copy()
+        total[inside] = r.op("fma", r.load(0, (u * width + v)[inside]), r.load(1, tap), total[inside])
+    return r.stored(2, total)
+
+
+def test_a_frame_is_cut_into_boxes() -> None:
+    text = told(frame, [(21, 26), (25, 18), (34, 23)], ["H", "W"], 2)
+    lines = text.splitlines()
+    assert len(lines) == 5 and sum("= 2.5" in line for line in lines) == 4
+    assert "= a0[W " in lines[-1] and "< H" in lines[-1] and "< W" in lines[-1]
+
+
+def test_phases_are_digits_and_conditions_bound_a_whole_coordinate() -> None:
+    text = told(doubled, [(11, 14), (13, 9), (17, 12)], ["H", "W"], 3)
+    assert "i0 < H, i1 < 2, i2 < W, i3 < 2" in text
+    assert "i0 + i1 + k0_0 - 1 ≥ 0" in text and "-1 i2 - 1 i3 - 1 k0_1 + W ≥ 0" in text
+
+
+def test_partial_digits_end_where_rows_do() -> None:
+    known = np.zeros((6, 5), np.bool_)
+    known[1:5, 1:4] = True
+    rows = np.stack([np.arange(30), np.where(known, np.arange(30).reshape(6, 5) + 7, -1).reshape(-1)], axis=1)
+    digits = partial_digits_of(rows, np.stack([np.ones(30, np.bool_), known.reshape(-1)], axis=1))
+    assert digits is not None and [(radix, list(stride)) for radix, stride in digits] == [(5, [1, 1]), (6, [5, 5])]
+    assert partial_digits_of(np.array([[0], [1], [3], [9]]), np.ones((4, 1), np.bool_)) is None
+
+
+DIVIDES = """.version 8.0
+.target sm_90
+.address_size 64
+.visible .entry k(.param .u64 a, .param .u32 channels, .param .u32 n) {
+    .reg .pred %p<2>; .reg .b32 %r<9>; .reg .b64 %rd<9>;
+    ld.param.u64 %rd1, [a]; ld.param.u32 %r1, [channels]; ld.param.u32 %r2, [n];
+    mov.u32 %r3, %ctaid.z; mov.u32 %r4, %ctaid.x; mov.u32 %r5, %tid.x;
+    mad.lo.s32 %r6, %r4, 32, %r5;
+    setp.ge.s32 %p1, %r6, %r2; @%p1 bra END;
+    rem.u32 %r7, %r3, %r1;
+    mad.lo.s32 %r8, %r3, %r2, %r6;
+    mul.wide.s32 %rd2, %r8, 4; add.s64 %rd3, %rd1, %rd2; st.global.u32 [%rd3], %r7;
+END: ret;
+}
+"""
+
+
+def test_plans_see_what_a_block_index_is_divided_by_and_compared_with() -> None:
+    kernel = read_ptx(DIVIDES, "k").kernels["k"]
+    seen = hints(kernel)
+    assert ("gz", "p1") in seen.divided and not any(axis == "gx" for axis, _ in seen.divided)
+    assert seen.compared == {("gx", "p2")}
+    args = [np.zeros(1, np.int32), np.int32(16), np.int32(100)]
+    plan = next(plans(kernel, (4, 1, 64), (32, 1, 1), args))
+    assert str(plan.grid[0]) == "ceil(p2 / 32)" and wrapped(plan.grid[2], "gz") == "p1"
+    assert all(run["gz"] > run["p1"] and run["gz"] % run["p1"] == 0 for run in plan.sizes)

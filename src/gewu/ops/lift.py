@@ -23,7 +23,7 @@ import numpy as np
 
 from gewu.core.errors import InputError
 from gewu.ops import tensor
-from gewu.ops.affine import Fit, leaves_of
+from gewu.ops.affine import Fit, Leaf, leaves_of
 from gewu.ops.algebra import Arena, Ids
 from gewu.ops.digits import boxes, coordinates, partial_digits_of
 from gewu.ops.formula import formula
@@ -199,8 +199,9 @@ class _Outputs:
 
     def assigns(self, start: int) -> list[Assign]:
         """Return one assignment, or several, each of outputs of one shape."""
+        everything = np.arange(len(self.nodes))
         try:
-            return [self._fit(np.arange(len(self.nodes)), start)]
+            return [self._fit(everything, self._root(everything), start)]
         except NotLifted as error:
             try:
                 return self._apart(start)
@@ -210,37 +211,37 @@ class _Outputs:
     def _root(self, group: Ids) -> Term:
         return Unifier(self.arena, self.rescaling, self.places[group]).unify(self.nodes[group], Lanes((len(group),)), self.type)
 
-    def _fit(self, group: Ids, number: int, box: Sequence[int] = ()) -> Assign:
-        return Fit(number, self.buffer, self.type, self.places[group], self._root(group), self.elements, box).assign()
+    def _fit(self, group: Ids, root: Term, number: int, box: Sequence[int] = ()) -> Assign:
+        return Fit(number, self.buffer, self.type, self.places[group], root, self.elements, box).assign()
 
     def _apart(self, start: int) -> list[Assign]:
-        """Return assignments by shape; what lies around a picture, say, is no box, but four of them."""
+        """Return assignments by shape; one value around a picture, say, is no box, but four of them."""
         groups = _groups(self.arena, self.nodes)
         if not groups:
             raise NotLifted("all outputs are of one shape")
+        roots = [self._root(group) for group in groups]
+        leaves = [leaves_of(root) for root in roots]
+        telling = max(range(len(groups)), key=lambda k: (bool(leaves[k]), len(groups[k])))
         found: list[Assign] = []
-        largest = max(groups, key=lambda group: (bool(leaves_of(self._root(group))), len(group)))
-        for group in groups:
+        for group, root, below in zip(groups, roots, leaves, strict=True):
             try:
-                if group is largest:
-                    raise NotLifted("a formula of its own")
-                pieces = [
-                    self._fit(lanes, start + len(found) + n, box) for n, (lanes, box) in enumerate(self._boxes(group, largest))
-                ]
+                pieces = list(self._boxes(group, groups[telling], leaves[telling])) if leaves[telling] and not below else []
             except NotLifted:
-                pieces = [self._fit(group, start + len(found))]
-            found += pieces
+                pieces = []
+            for lanes, box in pieces or [(group, ())]:
+                found.append(self._fit(lanes, root, start + len(found), box))
         return found
 
-    def _boxes(self, group: Ids, largest: Ids) -> Iterator[tuple[Ids, tuple[int, ...]]]:
-        """Yield the boxes of a group in the digits of all outputs, which the largest group tells, with their extents."""
-        count, columns, known = len(self.nodes), [self.places], [np.ones(len(self.nodes), np.bool_)]
-        for leaf in leaves_of(self._root(largest)):
+    def _boxes(self, group: Ids, telling: Ids, leaves: Sequence[Leaf]) -> Iterator[tuple[Ids, tuple[int, ...]]]:
+        """Yield the boxes of a group, with their extents, in the digits of all outputs: those that another group tells."""
+        count = len(self.nodes)
+        columns, known = [self.places], [np.ones(count, np.bool_)]
+        for leaf in leaves:
             if leaf.axes or not leaf.valid.all():
                 raise NotLifted("sums in pieces")
             columns.append(np.zeros(count, np.int64))
-            columns[-1][largest] = leaf.term.values
-            known.append(np.isin(np.arange(count), largest))
+            columns[-1][telling] = leaf.term.values
+            known.append(np.isin(np.arange(count), telling))
         digits = partial_digits_of(np.stack(columns, axis=1), np.stack(known, axis=1))
         if digits is None:
             raise NotLifted("outputs of one shape that are no box")

@@ -31,11 +31,13 @@ _FREE: Final = {"gx": (5, 4, 3), "gy": (3, 5, 2), "gz": (4, 3, 2)}  # fewest in 
 _PASSES: Final = (2, 3, 2)
 _GENERIC: Final = ((21, 26, 19, 33, 38, 29, 43, 47), (25, 18, 31, 22, 35, 41, 37, 28), (34, 23, 27, 39, 20, 30, 46, 45))
 _FEW: Final = ((11, 14, 9, 17, 12, 15, 19, 13), (13, 9, 15, 11, 17, 14, 12, 18), (17, 12, 14, 13, 10, 11, 16, 9))
-_LENGTHS: Final = ((3, 5, 7, 6), (4, 3, 5, 8), (2, 6, 8, 5))  # of loops that no axis of the grid follows from
+_DIVISOR: Final = (3, 4, 2)
+_LENGTH: Final = (5, 3, 6)  # then of the first loop that no axis of the grid follows from; short ones elsewhere are ambiguous
 _UNITS: Final = ((5, 7, 9, 6, 11, 8, 13, 10), (6, 11, 5, 8, 7, 13, 9, 12), (9, 5, 8, 11, 6, 7, 10, 14))
-_EXACT: Final = ((2, 3, 1), (3, 1, 2), (1, 2, 3))
+_EXACT: Final = ((2, 3, 4), (3, 4, 2), (4, 2, 3))
 _STYLES: Final = ("generic", "unit4", "exact", "large", "unit16", "unit64", "unitblock")
 _MOST_PLANS: Final = 10
+_WIDE: Final = 64  # tiles beyond which several whole ones are too much to follow
 _NARROW: Final = 8  # tiles of which all sizes tried make as many blocks
 _FOLLOWED: Final = frozenset(
     {
@@ -85,7 +87,8 @@ def wrapped(rule: Size, axis: str) -> str | None:
 class Hints:
     """What a kernel does with its block index: pairs of an axis of the grid and an argument, `("gz", "p3")`.
 
-    `divided`: it divides the one by the other.  `compared`: it compares what follows from each of them.
+    `divided`: it divides the one by the other.  `compared`: it compares what follows from the one with what follows from the
+    other.
     """
 
     divided: frozenset[tuple[str, str]]
@@ -130,12 +133,16 @@ def plans(kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int
     values = integers(args)
     seen = hints(kernel)
     limits = [TINY, SMALL] if any(TINY < v <= SMALL for v in values.values()) else [SMALL]
-    tries = []
+    tries, checked = [], {axis for axis, _ in seen.compared}
     for place, limit in enumerate(limits):
         pinned = {i: v for i, v in values.items() if v <= limit and not any(f"p{i}" == q for _, q in seen.divided)}
         free = {f"p{i}": v for i, v in values.items() if i not in pinned}
         for rank, rules in enumerate(_grids(grid, block, free, seen)):
-            for number, style in enumerate(_STYLES):
+            bare = any(
+                any(t <= _WIDE for _, t in _tiles(rule)) and f"g{axis}" not in checked
+                for axis, rule in zip(AXES, rules, strict=True)
+            )
+            for number, style in enumerate(sorted(_STYLES, key=lambda style: style != "exact") if bare else _STYLES):
                 if style != "large" or any(str(rule) in _FREE for rule in rules):
                     tries.append((place + rank + 2 * number, style, pinned, free, rules))
     made: set[Any] = set()
@@ -154,9 +161,9 @@ def _run(style: str, number: int, free: Mapping[str, int], rules: tuple[Size, ..
     launch = {name: _FREE[name][number] for rule in rules for name in _FREE if str(rule) == name}
     few = len(free) + len(launch) > 2
     unit = {"unit4": 4, "unit16": 16, "unit64": 64, "unitblock": block[0]}.get(style, 0)
-    exact = {n: t for rule in rules for n, t in _tiles(rule) if free[n] % t == 0} if style == "exact" else {}
+    exact = {n: t for rule in rules for n, t in _tiles(rule) if free[n] % t == 0 and t <= _WIDE} if style == "exact" else {}
     wraps = {axis: wrapped(rule, f"g{axis}") for axis, rule in zip(AXES, rules, strict=True)}
-    apart = [n for n in free if few and not unit and (n in wraps.values() or not any(n in str(rule) for rule in rules))]
+    apart = [n for n in free if few and not unit and not any(n in str(rule) for rule in rules)]
     for place, name in enumerate(free):
         table = _UNITS if unit else _FEW if few else _GENERIC
         launch[name] = table[number][place % len(table[number])] * max(unit, 1)
@@ -164,8 +171,8 @@ def _run(style: str, number: int, free: Mapping[str, int], rules: tuple[Size, ..
             launch[name] = unit * (1 + (place + number * (place + 1)) % 5)
         if name in exact:
             launch[name] = exact[name] * _EXACT[number][place % 3]
-    for place, name in enumerate(sorted(apart, key=lambda name: name not in wraps.values())):
-        launch[name] = _LENGTHS[number][place % 4] + place // 4
+    if any(wraps.values()):
+        launch |= {n: _LENGTH[number] for n in apart[:1]} | {n: _DIVISOR[number] for n in wraps.values() if n and not unit}
     if style == "large" and free:
         longest = max(free, key=lambda name: free[name])
         launch[longest] = int(block[0] * launch.get("gx", 1) * 2) + _GENERIC[number][0]

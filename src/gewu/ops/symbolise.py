@@ -93,17 +93,18 @@ class Sizes:
                 self.known.setdefault(form.values, form)
 
     def _multiple(self, values: Values) -> Size:
-        """Return a product plus a number, of a size near a launch integer and one that is known: strides, corners of a frame."""
+        """Return a long product, as strides are, or one of two sizes near launch integers plus a number: corners of a frame."""
+        for form in self._plain:
+            quotient = _over(values, form.values)
+            if quotient and (len(set(quotient)) == 1 or quotient in self.known):
+                return form.make() * self.find(quotient)
         steps = sorted(range(-_NEAR, _NEAR + 1), key=abs)
-        near = [form.plus(c) for c in steps for form in self._plain]
+        near = {form.plus(c).values: form.plus(c) for c in reversed(steps) for form in self._plain}
         for c in steps:
-            rest = tuple(v - c for v in values)
-            for form in near:
-                parts = list(zip(rest, form.values, strict=True))
-                if all(part and value % part == 0 for value, part in parts):
-                    quotient = tuple(value // part for value, part in parts)
-                    if len(set(quotient)) == 1 or quotient in self.known:
-                        return form.make() * self.find(quotient) + Size.of(c)
+            for form in near.values():
+                other = near.get(_over(tuple(v - c for v in values), form.values) or ())
+                if other:
+                    return form.make() * other.make() + Size.of(c)
         raise NotLifted("a size follows from no size of the launch", value=values)
 
     def _linear(self) -> Iterator[_Form]:
@@ -131,7 +132,7 @@ class Sizes:
 
     def _products(self) -> Iterator[_Form]:
         yield from (v.times(a).plus(c) for a in (1, 2, 3, 4) for c in range(-_FAR, _FAR + 1) for v in self._plain)
-        self._factors = self._factors[:MOST_FACTORS]
+        self._factors = [f for f in self._factors if len(set(f.values)) > 1][:MOST_FACTORS]  # a constant one would be by chance
         yield from (u * v for u, v in itertools.combinations_with_replacement(self._factors, 2))
         yield from (u * v * w for u, v, w in itertools.combinations_with_replacement(self._plain, 3))
         for c in _MULTIPLES[:16]:
@@ -151,6 +152,12 @@ class Sizes:
             yield from (u.times(d).plus(e) for u in pairs)
         yield from (u * p for u in self._factors for p in pairs)
         yield from (a * b * c * d for a, b, c, d in itertools.combinations_with_replacement(self._plain, 4))
+
+
+def _over(values: Values, by: Values) -> Values | None:
+    """Return the quotients, if all are whole."""
+    pairs = list(zip(values, by, strict=True))
+    return tuple(v // w for v, w in pairs) if all(w and v % w == 0 for v, w in pairs) else None
 
 
 def merge(things: Sequence[Any], sizes: Sizes, memo: dict[tuple[int, ...], Any] | None = None) -> Any:
