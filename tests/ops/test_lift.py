@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gewu.ops import lift
 from gewu.ops.algebra import Arena
 from gewu.ops.formula import formula
-from gewu.ops.ir import Kernel
+from gewu.ops.ir import Block, Instruction, Kernel
 from gewu.ops.lift import NotLifted, concrete
 from gewu.ops.recognise import _Search, recognise
 from gewu.ops.rename import renamed
+from gewu.ops.sizes import Affine
 from gewu.ops.symbolise import Sizes, merge
+from gewu.ops.tensor import Assign, Constant, Load, Program
 from gewu.ops.trace import Nodes, Trace
 
 KERNEL = Kernel("k", (), [], {})
@@ -216,3 +220,16 @@ def test_places_that_follow_no_index_are_not_told() -> None:
 def test_a_size_that_is_none_of_the_launch_is_not_told() -> None:
     with pytest.raises(NotLifted, match="size of the launch"):
         told(lambda n: scan({21: 13, 18: 29, 34: 22}[n]), [(21,), (18,), (34,)], ["n"], 2)
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_a_reading_in_which_no_loop_was_entered_is_passed_over(loads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = Constant("f32", 0), Load(0, "f32", Affine())
+    made = [Program("k", (Assign(1, "f32", (), Affine(), value),)) for value in values]
+    waiting = iter(made)
+    plan = SimpleNamespace(pinned={}, grid=(1, 1, 1))
+    monkeypatch.setattr(lift, "plans", lambda *args: [plan, plan])
+    monkeypatch.setattr(lift, "_program", lambda *args: next(waiting))
+    code = [Instruction("ld", "f32", ("f",), ("a", 0), ("global",))] if loads else []
+    found = lift.readings(Kernel("k", (), [Block(code, ())], {}), (1, 1, 1), (1, 1, 1), [])
+    assert next(found).program is made[loads]
