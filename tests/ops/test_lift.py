@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gewu.ops import lift
 from gewu.ops.algebra import Arena
 from gewu.ops.digits import partial_digits_of
 from gewu.ops.formula import formula
-from gewu.ops.ir import Kernel
+from gewu.ops.ir import Block, Instruction, Kernel
 from gewu.ops.lift import NotLifted, concrete
 from gewu.ops.plan import hints, plans, wrapped
 from gewu.ops.ptx import read_ptx
 from gewu.ops.recognise import _Search, recognise
 from gewu.ops.rename import renamed
+from gewu.ops.sizes import Affine
 from gewu.ops.symbolise import Sizes, merge
+from gewu.ops.tensor import Assign, Constant, Load, Program
 from gewu.ops.trace import Nodes, Trace
 
 KERNEL = Kernel("k", (), [], {})
@@ -294,3 +298,16 @@ def test_plans_see_what_a_block_index_is_divided_by_and_compared_with() -> None:
     plan = next(plans(kernel, (4, 1, 64), (32, 1, 1), args))
     assert str(plan.grid[0]) == "ceil(p2 / 32)" and wrapped(plan.grid[2], "gz") == "p1"
     assert all(run["gz"] > run["p1"] and run["gz"] % run["p1"] == 0 for run in plan.sizes)
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_a_reading_in_which_no_loop_was_entered_is_passed_over(loads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = Constant("f32", 0), Load(0, "f32", Affine())
+    made = [Program("k", (Assign(1, "f32", (), Affine(), value),)) for value in values]
+    waiting = iter(made)
+    plan = SimpleNamespace(pinned={}, grid=(1, 1, 1))
+    monkeypatch.setattr(lift, "plans", lambda *args: [plan, plan])
+    monkeypatch.setattr(lift, "_program", lambda *args: next(waiting))
+    code = [Instruction("ld", "f32", ("f",), ("a", 0), ("global",))] if loads else []
+    found = lift.readings(Kernel("k", (), [Block(code, ())], {}), (1, 1, 1), (1, 1, 1), [])
+    assert next(found).program is made[loads]

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from gewu.ops.emit import compile_program
+from gewu.ops.forms import Form, few, narrowed
 from gewu.ops.reference import evaluate
-from gewu.ops.rewrite import Graph, walk
-from gewu.ops.sizes import Affine, Size
+from gewu.ops.rewrite import Graph, fixed, walk
+from gewu.ops.sizes import Affine, Ceil, Size
 from gewu.ops.stage import stage
 from gewu.ops.sums import merged
 from gewu.ops.tensor import Apply, Assign, Constant, Expression, Load, Program, Reduce
@@ -94,3 +95,42 @@ def test_short_axes_are_written_out(rows: int, outputs: int) -> None:
     want = evaluate(made, [a.copy() for a in args], launch)[2]
     compile_program(made)(args, launch)
     np.testing.assert_allclose(args[2], want, rtol=2e-5, atol=2e-3)
+
+
+def test_small_integers_of_a_launch_are_compiled_in_where_it_pays() -> None:
+    rows = Size.named("p5")
+    value = Reduce("add", "f32", (("k", WORDS),), Apply("mul", "f32", (Load(0, "f32", at(i=WORDS, k=1)), byte())))
+    made = Program("rows", (Assign(2, "f32", (("i", rows), ("j", N)), at(i=N, j=1), value),))
+    executable, rng = compile_program(made, threads=1), np.random.default_rng(2)
+    for launch, outputs in (({"p3": 33, "p4": 50, "p5": 5}, 1), ({"p3": 600, "p4": 700, "p5": 5}, 5)):
+        n, k, m = launch["p3"], launch["p4"], launch["p5"]
+        args = [rng.standard_normal(m * k, np.float32), rng.integers(0, 256, n * k, np.uint8), np.zeros(m * n, np.float32)]
+        executable(args, launch)
+        want = args[0].reshape(m, k).astype(np.float64) @ args[1].reshape(n, k).T
+        np.testing.assert_allclose(args[2].reshape(m, n), want, rtol=1e-4, atol=1e-1)
+        assert len(executable.steps(Form(fixed=few(made, launch) if outputs > 1 else ()))[-1].axes) == (1 if outputs > 1 else 2)
+    assert any(form.fixed == (("p5", 5),) for form, *_ in executable._variants)
+
+
+def byte() -> Expression:
+    return Apply("cvt", "f32", (Load(1, "u8", at(j=WORDS, k=1)),), ("u8", "rn"))
+
+
+def test_sizes_with_numbers_put_in() -> None:
+    size = Size.named(Ceil(N * Size.of(3), Size.named("p9"))) + N * WORDS
+    assert fixed(size, {"p3": 5, "p9": 4}) == Size.of(4) + WORDS * Size.of(5)
+    assert fixed(size, {"p3": 5}).value({"p4": 2, "p9": 4}) == 14
+
+
+def test_tiles_are_narrowed_until_all_threads_have_some() -> None:
+    apart = Apply("sub", "f32", (Load(0, "f32", at(j=1)), Load(0, "f32", at(i=1))))
+    body = Apply("rsqrt", "f32", (Apply("fma", "f32", (apart, apart, Constant("f32", 0x3F800000))),))
+    body = Apply("mul", "f32", (body, Load(2, "f32", at(j=1))))
+    made = Program("near", (Assign(1, "f32", (("i", N),), at(i=1), Reduce("add", "f32", (("j", N),), body)),))
+    x, out = np.linspace(0, 1, 512, dtype=np.float32), np.zeros(512, np.float32)
+    executable = compile_program(made, threads=2)
+    executable([x, out, x], {"p3": 512})
+    np.testing.assert_allclose(out, (x / np.sqrt((x[:, None] - x) ** 2 + 1)).sum(1), rtol=1e-5)
+    steps = executable.steps(Form())
+    assert narrowed(steps, {"p3": 512}, 2, 512) == 128
+    assert narrowed(steps, {"p3": 1 << 16}, 2, 512) == narrowed(steps, {"p3": 100}, 2, 512) == 512

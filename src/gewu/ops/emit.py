@@ -14,14 +14,29 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from gewu.core.errors import InputError
 from gewu.ops import blocks, contract
 from gewu.ops.bounds import span
-from gewu.ops.forms import Form, ProductStep, Step, Variant, arguments_of, compile_form, hollow, middling, ranges, small, starved
+from gewu.ops.forms import (
+    Form,
+    ProductStep,
+    Step,
+    Variant,
+    arguments_of,
+    compile_form,
+    few,
+    hollow,
+    middling,
+    narrowed,
+    points,
+    ranges,
+    small,
+    starved,
+)
 from gewu.ops.ir import WIDTH
 from gewu.ops.native import Parts
 from gewu.ops.nest_parts import Access, Choice
@@ -29,6 +44,9 @@ from gewu.ops.pool import THREADS, address, run_ranges, scratch
 from gewu.ops.rewrite import Graph
 from gewu.ops.sizes import Size
 from gewu.ops.tensor import Expression, Gather, Load, Program
+
+FIXED: Final = 1 << 20
+"""Points of work from which it pays to compile a program again for small integers of a launch."""
 
 
 class Overlap(InputError):
@@ -147,6 +165,9 @@ class Executable:
     def _prepare(self, launch: Mapping[str, int], lengths: list[int]) -> _Prepared:
         choice = self._chosen(launch)
         threads = choice.threads or self.threads
+        if threads > 1:
+            steps = self._variant(Form(blas=bool(choice.blas)), choice).built.steps
+            choice = replace(choice, tile=narrowed(steps, launch, threads, choice.tile))
         form = self._form(launch, choice, threads)
         try:
             variant = self._variant(form, choice)
@@ -193,6 +214,9 @@ class Executable:
         """Choose the form for these sizes: small products as nests, reductions in parts where outputs are few."""
         form = Form(blas=bool(choice.blas))
         steps = self._variant(form, choice).built.steps
+        if sum(points(s, launch) for s in steps if isinstance(s, Step)) > FIXED and (known := few(self.program, launch)):
+            form = replace(form, fixed=known)
+            steps = self._variant(form, choice).built.steps
         if any(small(s.product, launch) if isinstance(s, ProductStep) else hollow(s, launch) for s in steps):
             form = replace(form, blas=False)
             steps = self._variant(form, choice).built.steps

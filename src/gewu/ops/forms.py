@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +14,10 @@ from gewu.ops import contract, llvm, transpose
 from gewu.ops.lower import Module
 from gewu.ops.nest import Nest
 from gewu.ops.nest_parts import Access, Choice, Function, Sizes
-from gewu.ops.rewrite import Axes, Graph, walk
+from gewu.ops.rewrite import Axes, Graph, fixed, walk
 from gewu.ops.sizes import Ceil, Size
 from gewu.ops.stage import Staged, stage
+from gewu.ops.sums import TOTALS
 from gewu.ops.tensor import MATH, Apply, Assign, Expression, Gather, Load, Program, Reduce, Scalar
 from gewu.ops.tile import TileNest
 from gewu.ops.window import Tiled
@@ -29,6 +30,8 @@ DEEP: Final = 1 << 11
 """Points of a sum up to which the columns of a tile stay in the second-level cache."""
 CACHED: Final = 1 << 22
 """Elements of the left side of a product that stay in the last-level cache."""
+NARROW: Final = 64
+"""Elements by which tiles are made narrower."""
 HEAVY: Final = frozenset(MATH) | {"ex2", "lg2", "sin", "cos", "tanh", "div", "sqrt", "rsqrt", "rcp"}
 FORMS: Final = {
     "tiles": "column reduction",
@@ -127,12 +130,13 @@ def _names(size: Size, names: set[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a program is staged and generated: see `stage` and `Nest`."""
+    """How a program is staged and generated: see `stage` and `Nest`; `fixed`: integers of the launch that are compiled in."""
 
     split: bool = False
     hoist: bool = True
     blas: bool = True
     tiles: bool = False
+    fixed: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +154,7 @@ class Built:
 def build(program: Program, form: Form, choice: Choice, count: int) -> Built:
     """Stage a program of `count` arguments and generate its nests."""
     graph, module, sizes = Graph(), Module(), Sizes()
+    program = fixed(program, dict(form.fixed)) if form.fixed else program
     staged = stage(graph, program, count, split=form.split, blas=form.blas, tiles=form.tiles)
     first = count + len(staged.temporaries)
     copies = {buffer: first + place for place, buffer in enumerate(staged.copies)}
@@ -218,6 +223,15 @@ def starved(step: Step, launch: Mapping[str, int], threads: int) -> bool:
     return few and len(step.work) > 1 and points(step, launch) > 2 * GRAIN
 
 
+def narrowed(steps: Sequence[Step | ProductStep], launch: Mapping[str, int], threads: int, tile: int) -> int:
+    """Return a width of tiles that gives all threads some, where little of the time goes to memory."""
+    for step in steps:
+        if isinstance(step, Step) and step.function.kind == "tiles" and step.weight > 1 and starved(step, launch, threads):
+            fit = step.function.extent.value(launch) // (2 * threads) // NARROW * NARROW
+            tile = min(tile, fit) if fit else tile
+    return tile
+
+
 def hollow(step: Step, launch: Mapping[str, int]) -> bool:
     """Tell whether a sum that would be computed in tiles has no points, so that its arrays have no places either."""
     reductions = [e for e in walk([a.value for a in step.assigns]) if isinstance(e, Reduce)]
@@ -233,9 +247,19 @@ def ranges(step: Step, launch: Mapping[str, int], threads: int) -> list[tuple[in
     if pieces <= 1:
         return [(0, units)]
     length = -(-units // pieces)
-    if function.kind == "elements":
+    if function.kind == "elements" and len(step.work) == 1:
         length = -(-length // 1024) * 1024
     return [(lo, min(lo + length, units)) for lo in range(0, units, length)]
+
+
+def few(program: Program, launch: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """Return the small integers of a launch that outputs with long sums run over: `sums` writes out such axes."""
+    found = {}
+    for assign in program.assigns:
+        long = any(isinstance(e, Reduce) and not all(n.constant for _, n in e.axes) for e in walk([assign.value]))
+        names = [str(size) for _, size in assign.axes if str(size) in launch] if long else []
+        found |= {name: launch[name] for name in names if 1 < launch[name] <= TOTALS}
+    return tuple(sorted(found.items()))
 
 
 def small(product: contract.Product, launch: Mapping[str, int]) -> bool:

@@ -123,6 +123,7 @@ def readings(
         NotLifted: there is none (any more); says why not.
     """
     left, reason = budget_s, None
+    reads = any(i.op == "ld" and i.mods[0] in ("global", "generic") for b in kernel.blocks for i in b.code)
     types = {i: a.dtype.name for i, a in enumerate(args) if isinstance(a, np.ndarray)}
     for plan in plans(kernel, grid, block, args):
         begin = time.thread_time()
@@ -133,7 +134,7 @@ def readings(
         except InputError as error:
             reason, program = reason or error, None
         left -= time.thread_time() - begin
-        if program is not None:
+        if program is not None and (not reads or any(loads(a.value) for a in program.assigns)):  # else no loop was entered
             yield Lifted(program, plan.pinned, plan.grid, block, types)
         if left <= 0:
             break

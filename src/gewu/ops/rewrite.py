@@ -6,10 +6,12 @@ axes of reductions by their height and extent, so that reductions over equal ran
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from functools import reduce
+from typing import Any
 
-from gewu.ops.sizes import Affine, Size
+from gewu.ops.sizes import Affine, Ceil, Size
 from gewu.ops.tensor import Apply, Assign, Constant, Expression, Gather, Index, Load, Program, Reduce, Scalar
 
 MINUS: Size = Size.of(-1)
@@ -212,6 +214,32 @@ def fingerprint(program: Program) -> str:
             lines.append(f"{own!r} {inside}")
         lines.append(f"{assign.buffer} {assign.type} {assign.axes!r} {assign.index!r} {assign.where!r} {numbers[id(root)]}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def fixed(thing: Any, values: Mapping[str, int], memo: dict[int, Any] | None = None) -> Any:
+    """Return a program, or a part of one, in which some integers of the launch are numbers."""
+    memo = {} if memo is None else memo
+    if isinstance(thing, Size):
+        return reduce(Size.__add__, (_fixed_product(c, factors, values) for c, factors in thing.terms), Size())
+    if isinstance(thing, tuple):
+        return tuple(fixed(part, values, memo) for part in thing)
+    if not is_dataclass(thing) or isinstance(thing, type):
+        return thing
+    if id(thing) not in memo:
+        memo[id(thing)] = replace(thing, **{f.name: fixed(getattr(thing, f.name), values, memo) for f in fields(thing)})
+    return memo[id(thing)]
+
+
+def _fixed_product(number: int, factors: tuple[str | Ceil, ...], values: Mapping[str, int]) -> Size:
+    product = Size.of(number)
+    for factor in factors:
+        if isinstance(factor, str):
+            product = product * (Size.of(values[factor]) if factor in values else Size.named(factor))
+            continue
+        over, under = fixed(factor.numerator, values), fixed(factor.denominator, values)
+        known = over.constant is not None and under.constant is not None
+        product = product * (Size.of(Ceil(over, under).value({})) if known else Size.named(Ceil(over, under)))
+    return product
 
 
 def joined(affine: Affine, slow: str, fast: str) -> Affine:
