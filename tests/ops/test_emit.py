@@ -578,3 +578,19 @@ def test_tuning_is_kept_and_damage_is_ignored(tmp_path: Any) -> None:
     for bad in (b"", b"[]", b'{"choice": 3}', path.read_bytes().replace(b'"tile": 64', b'"tile": 65'), path.read_bytes()[:-9]):
         path.write_bytes(bad)
         assert stored(tmp_path, program, launch) is None
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (9, 2, 70), (1, 4, 33)])
+def test_a_reduction_over_fewer_axes_than_the_outputs_stays_in_their_nest(shape: tuple[int, int, int]) -> None:
+    from gewu.ops.library.normalise import batchnorm_channels
+
+    made = compile_program(batchnorm_channels(("f32",) * 4), threads=1)
+    assert made.plan == ["buffer 3: row reduction"]
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal(shape, dtype=np.float32) + 2
+    gain, bias = (rng.standard_normal(shape[1], dtype=np.float32) for _ in range(2))
+    y, wide = np.empty_like(x), x.astype(np.float64)
+    made((x, gain, bias, y, np.float32(1e-5)), dict(zip("bcp", shape, strict=True)))
+    mean, variance = wide.mean((0, 2), keepdims=True), wide.var((0, 2), keepdims=True)
+    want = (wide - mean) / np.sqrt(variance + 1e-5) * gain[:, None] + bias[:, None]
+    np.testing.assert_allclose(y, want, atol=2e-5)

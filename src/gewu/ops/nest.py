@@ -74,12 +74,12 @@ class Nest:
         outer, inner = axes[:-1], axes[-1] if axes else None
         whole = [r for r in self.reductions if self.graph.free[id(r)] <= {axis for axis, _ in axes}]
         tiled = [r for r in whole if inner and inner[0] in self.graph.free[id(r)] and self._interchanged(r, inner[0])]
-        extent, unit, kind = ONE, 1, "single"
+        extent, unit, kind = ONE, 1, "rows" if outer else "single"
         if outer:
+            outer, middle = self._split(outer, [r for r in whole if not any(r is t for t in tiled)])
             for _, size in outer:
                 extent = extent * size
-            kind = "rows"
-            self._outer(outer, lambda: self._row(inner, "0", self._size(inner[1]), tiled))
+            self._outer(outer, lambda: self._middle(middle, lambda: self._row(inner, "0", self._size(inner[1]), tiled)))
         elif inner and tiled:
             extent, unit, kind = inner[1], self.choice.tile, "tiles"
             first = self.lower.emit(f"mul nsw i64 %lo, {unit}")
@@ -110,8 +110,7 @@ class Nest:
         def inside(flat: str) -> None:
             for axis, slot, _ in counters:
                 self.axis[axis] = flat if len(axes) == 1 else self.lower.emit(f"load i64, ptr {slot}")
-            conditions = [w for w in self.assigns[0].where if not w.axes & {self.assigns[0].axes[-1][0]}]
-            self.guard(conditions, body)
+            self.guard([w for w in self.assigns[0].where if w.axes <= set(dict(axes))], body)
             carry = "true"
             for axis, slot, size in counters if len(axes) > 1 else ():
                 step = self.lower.emit(f"zext i1 {carry} to i64")
@@ -121,6 +120,19 @@ class Nest:
                 self.lower.lines.append(f"  store i64 {following}, ptr {slot}")
 
         self.loop(dict(axes), "%lo", "%hi", inside)
+
+    def _split(self, outer: Axes, reductions: list[Reduce]) -> tuple[Axes, Axes]:
+        """Return the axes that threads share and those inside of them; reductions over fewer axes are computed in between."""
+        names = {axis for axis, _ in outer}
+        kept = [r for r in reductions if not self._written_out(r) and self.graph.reads[id(r)]]
+        free = {axes for r in kept if (axes := self.graph.free[id(r)]) and axes <= names}
+        first = next(iter(free)) if len(free) == 1 else names
+        return tuple(item for item in outer if item[0] in first), tuple(item for item in outer if item[0] not in first)
+
+    def _middle(self, axes: Axes, body: Callable[[], None]) -> None:
+        """Open loops over the axes inside of those that threads share, each narrowed by the conditions that it completes."""
+        inner, where = self.assigns[0].axes[-1][0], self.assigns[0].where
+        self._loops(axes, tuple(w for w in where if w.axes & set(dict(axes)) and inner not in w.axes), body, innermost=False)
 
     def _row(self, inner: tuple[str, Size], lo: str, hi: str, tiled: list[Reduce]) -> None:
         """Emit the innermost output loop from lo to hi, in tiles when reductions run outside of it."""

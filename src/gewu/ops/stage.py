@@ -70,7 +70,8 @@ class _Stager:
         axes = assigns[0].axes
         while True:
             found = self.graph.reductions([a.value for a in assigns])
-            r = next((r for r in found if id(r) not in self.done and self._apart(r, axes)), None)
+            together = self._together(found, axes)
+            r = next((r for r in found if id(r) not in self.done and self._apart(r, axes, together)), None)
             if r is None:
                 break
             load = self._array(r, axes, assigns[0].where)
@@ -203,14 +204,22 @@ class _Stager:
         self.group([Assign(buffer, kind, tuple((names[a], s) for a, s in axes), tidy(index, names), self.graph.intern(value))])
         return Matrix(buffer, kind, index)
 
-    def _apart(self, r: Reduce, axes: Axes) -> bool:
+    def _together(self, found: Sequence[Reduce], axes: Axes) -> frozenset[str]:
+        """Return the axes on which a reduction must depend to stay in a nest: those of all but the last loop, or where all
+        reductions depend on the same fewer ones, these: what is read twice is then still in a cache."""
+        names = frozenset(axis for axis, _ in axes[:-1])
+        free = {self.graph.free[id(r)] for r in found if self.graph.reads[id(r)] and _points(r) is None}
+        free = {f for f in free if f and f <= names}
+        return next(iter(free)) if len(free) == 1 else names
+
+    def _apart(self, r: Reduce, axes: Axes, together: frozenset[str]) -> bool:
         names = [axis for axis, _ in axes]
         free = self.graph.free[id(r)]
         if not free <= set(names) or not self.graph.reads[id(r)] or _points(r) is not None:
             return False
         if free == set(names) and names:
             return self.split
-        return free != set(names[:-1]) or not free or self.split
+        return free != together or not free or self.split
 
     def _array(self, r: Reduce, axes: Axes, where: tuple[Affine, ...]) -> Expression:
         """Return the load that stands for a reduction, after adding the group that computes it."""
