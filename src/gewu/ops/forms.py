@@ -233,7 +233,7 @@ def ranges(step: Step, launch: Mapping[str, int], threads: int) -> list[tuple[in
     if pieces <= 1:
         return [(0, units)]
     length = -(-units // pieces)
-    if function.kind == "elements":
+    if function.kind == "elements" and len(step.work) == 1:
         length = -(-length // 1024) * 1024
     return [(lo, min(lo + length, units)) for lo in range(0, units, length)]
 
