@@ -14,7 +14,7 @@ from gewu.ops import blocks
 from gewu.ops.emit import Executable, compile_program
 from gewu.ops.library.call import symbols
 from gewu.ops.library.convolve import conv1d_program, conv2d_program, spread_program, weights_program
-from gewu.ops.library.linear import contraction
+from gewu.ops.library.linear import contraction, int8_product
 from gewu.ops.python import assign, axes, cast, maximum, program, sizes, total
 from gewu.ops.reference import evaluate
 from gewu.ops.rewrite import Graph
@@ -137,6 +137,22 @@ def test_products_of_middling_sizes(z: int, m: int, n: int, k: int, kind: str, l
     (used,) = (v.variant for v in executable._prepared.values())
     assert any(TILES in step.describe() for step in used.built.steps)
     np.testing.assert_allclose(args[2], np.einsum(f"{left},zkj->zij", *args[:2]), rtol=0, atol=1e-4 if kind == "f4" else 1e-12)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 70), (4, 8, 64), (7, 9, 100), (3, 2, 0)])
+def test_rows_that_share_a_factor_are_computed_together(m: int, n: int, k: int) -> None:
+    vector = compile_program(contraction(["f32"] * 3, "ik,k->i"), threads=2)
+    assert len(vector.plan) == 2  # four rows at a time, and what is left
+    args = filled("f4", [(m, k), (k,), (m,)])
+    vector(args, {"i": m, "k": k})
+    np.testing.assert_allclose(args[2], args[0] @ args[1], rtol=0, atol=1e-4)
+    weights = np.random.default_rng(1).integers(-127, 128, (n, k), np.int8)
+    args = [*filled("f4", [(m, k)]), weights, *filled("f4", [(n,), (m, n)])]
+    narrow = compile_program(int8_product(["f32", "s8", "f32", "f32"]), threads=2)
+    assert len(narrow.plan) == 4
+    narrow(args, {"m": m, "n": n, "p": k})
+    # products of weights up to 127
+    np.testing.assert_allclose(args[3], args[0] @ weights.T.astype("f4") * args[2], rtol=0, atol=1e-2)
 
 
 def test_what_is_too_short_for_a_product_is_refused() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gewu.ops.contract import Matrix, Product, Roles, count, least, lies, lies_as_matrix, roles, worthwhile
+from gewu.ops.jam import jammed
 from gewu.ops.nest_parts import step_cost
 from gewu.ops.places import straight
 from gewu.ops.rewrite import MINUS, Axes, Graph, collapse, tidy, walk
@@ -81,8 +82,12 @@ class _Stager:
 
             if load is not r:
                 assigns = [replace(a, value=self.graph.replace(a.value, swap)) for a in assigns]
-        tiled.assigns = assigns
-        self.staged.groups.append(tiled if tiled.tiles else self._straightened(assigns))
+        if tiled.tiles:
+            tiled.assigns = assigns
+            self.staged.groups.append(tiled)
+            return
+        assigns = self._straightened(assigns)
+        self.staged.groups += jammed(self.graph, assigns[0]) if len(assigns) == 1 else [assigns]
 
     def _straightened(self, assigns: list[Assign]) -> list[Assign]:
         """Copy what a nest would read across the grain of memory into arrays that lie like its output."""
