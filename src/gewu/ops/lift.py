@@ -44,7 +44,7 @@ __all__ = ["Lifted", "NotLifted", "lift", "readings"]
 MOST_GROUPS = 16
 MOST_BOXES = 8
 STEPS = 20_000
-BUDGET_S = 4.0
+BUDGET_S = 5.0
 Shape = tuple[int, int, int]
 
 
