@@ -70,6 +70,37 @@ def softmax(rows: int, columns: int) -> Trace:
     return r.stored(1, r.op("div", own, total))
 
 
+def softmax_in_one_pass(rows: int, columns: int) -> Trace:
+    """Weights of a row that sum to one times another array: maximum, sum and result are rescaled as they go."""
+    r, row = Recorder(), np.arange(rows)
+    most, total, result = (r.number(v, rows) for v in (-np.inf, 0.0, 0.0))
+    for i in range(columns):
+        score = r.op("mul", r.load(0, row * columns + i), r.nodes.add("scalar", "b32", (), [], 2, rows))
+        larger = r.op("max", most, score)
+        fade, weight = r.op("exp", r.op("sub", most, larger)), r.op("exp", r.op("sub", score, larger))
+        total = r.op("fma", total, fade, weight)
+        result = r.op("add", r.op("mul", result, fade), r.op("mul", weight, r.load(1, np.full(rows, i))))
+        most = larger
+    return r.stored(3, r.op("div", result, total))
+
+
+def halves(rows: int, columns: int) -> Trace:
+    """Two sums with their maxima, brought to one scale in the end."""
+    r, row, parts = Recorder(), np.arange(rows), []
+    for half in (0, 1):
+        most, total = r.number(-np.inf, rows), r.number(0.0, rows)
+        for i in range(half, columns, 2):
+            x = r.load(0, row * columns + i)
+            larger = r.op("max", most, x)
+            total = r.op("mul", total, r.op("exp", r.op("sub", most, larger)))
+            most, total = larger, r.op("add", total, r.op("exp", r.op("sub", x, larger)))
+        parts.append((most, total))
+    (a, s), (b, t) = parts
+    most = r.op("max", a, b)
+    s, t = (r.op("mul", v, r.op("exp", r.op("sub", m, most))) for m, v in ((a, s), (b, t)))
+    return r.stored(1, r.op("add", most, r.op("log", r.op("add", s, t))))
+
+
 def window(height: int, width: int) -> Trace:
     r = Recorder()
     y, x = np.divmod(np.arange(height * width), width)
@@ -182,6 +213,22 @@ def told(make: Callable[..., Trace], runs: list[tuple[int, ...]], names: list[st
             "sum(l1 < C: exp((a0[C i0 + l1] - max(k0 < C: a0[C i0 + k0])))))   for i0 < R, i1 < C",
         ),
         (
+            softmax_in_one_pass,
+            [(5, 21), (4, 18), (7, 34)],
+            ["R", "C"],
+            4,
+            "a3[i0] = (sum(l0 < C: (exp(((a0[C i0 + l0] * p2) - max(k1 < C: (a0[C i0 + k1] * p2)))) * a1[l0])) / "
+            "sum(l0 < C: exp(((a0[C i0 + l0] * p2) - max(k1 < C: (a0[C i0 + k1] * p2))))))   for i0 < R",
+        ),
+        (
+            halves,
+            [(5, 21), (4, 18), (7, 34)],
+            ["R", "C"],
+            2,
+            "a1[i0] = (max(k0 < C: a0[C i0 + k0]) + log(sum(l1 < C: exp((a0[C i0 + l1] - max(k0 < C: a0[C i0 + k0]))))))"
+            "   for i0 < R",
+        ),
+        (
             window,
             [(21, 26), (25, 18), (34, 23)],
             ["H", "W"],
@@ -207,7 +254,7 @@ def told(make: Callable[..., Trace], runs: list[tuple[int, ...]], names: list[st
             "a1[i0] = abs((sum(k0 < n: abs(a0[n i0 + k0])) + 1.0))   for i0 < n",
         ),
     ],
-    ids=["product", "softmax", "window", "scan", "pairs", "newton", "swapped", "sizes of sums"],
+    ids=["product", "softmax", "one pass", "halves", "window", "scan", "pairs", "newton", "swapped", "sizes of sums"],
 )
 def test_formulas(make: Any, runs: Any, names: list[str], arrays: int, expected: str) -> None:
     assert told(make, runs, names, arrays) == expected

@@ -21,7 +21,7 @@ Order to read in:
     ir                        the common language of one thread;  sizes, tensor: that of whole arrays
     launch, arguments         a call from Python;  route: which way it takes;  cache, serial, kernelfile: what is kept
     ptx*, cubin, sass*, cuda  readers;  clean, ssa, simplify*: what has no effect goes;  interp, scalar, memory: what it all means
-    plan, trace, recognise, algebra, template, digits, affine, symbolise, rename, lift   from traces to a formula
+    plan, trace, recognise, algebra, rescale, template, digits, affine, symbolise, rename, lift   from traces to a formula
     extent, draws, verify     belief;  reference: a formula by dense NumPy;  formula: as text
     rewrite, stage, nest, contract, window, tile, lower, vmath, emit   from a formula to loops;  llvm, compiler: machine code
     pool, native              the threads that run it;  tune: which tiles

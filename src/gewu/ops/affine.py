@@ -245,7 +245,7 @@ class Fit:
             names = self._axis_names(term)
             where = self._ragged(term, below) if not term.present.all() else ()
             sized = tuple((n, Size.of(r)) for n, r in zip(names, radices, strict=True))
-            return tensor.Reduce(term.op, term.type, sized, children[0], where)
+            return _reduced(term, sized, children[0], where)
         if term.op.endswith("_of_minus"):
             children = (tensor.Apply("neg", term.type, children),)
         return tensor.Apply(term.op.removesuffix("_of_minus"), term.type, children, term.mods)
@@ -350,6 +350,29 @@ class Fit:
         axes, strides, offset = [n for n, _ in index.terms], [_number(s) for _, s in index.terms], _number(index.offset)
         yield _affine(axes, [-s for s in strides], high - offset), values <= high
         yield _affine(axes, strides, offset - low), values >= low
+
+
+def _reduced(term: Term, axes: Any, body: Expression, where: tuple[Affine, ...]) -> Expression:
+    """Return a reduction; scalar arguments that multiply all terms of a sum multiply the sum instead."""
+    scales: list[Expression] = []
+    if term.op == "add" and term.type in ("f32", "f64"):
+        body, scales = _unscaled(body, term.type)
+    total: Expression = tensor.Reduce(term.op, term.type, axes, body, where)
+    for scale in scales:
+        total = tensor.Apply("mul", term.type, (total, scale))
+    return total
+
+
+def _unscaled(e: Expression, type_: str) -> tuple[Expression, list[Expression]]:
+    """Return a product without its scalar arguments, and these; one that is nothing else stays."""
+    if not (isinstance(e, tensor.Apply) and e.op == "mul" and e.type == type_ and not set(e.mods) & {"rm", "rp", "rz", "sat"}):
+        return e, []
+    (a, first), (b, second) = (_unscaled(arg, type_) for arg in e.args)
+    if isinstance(b, tensor.Scalar):
+        return a, [*first, *second, b]
+    if isinstance(a, tensor.Scalar):
+        return b, [*first, *second, a]
+    return tensor.Apply("mul", type_, (a, b), e.mods), [*first, *second]
 
 
 def _number(size: Size) -> int:

@@ -335,7 +335,8 @@ class Arena:
         nodes = np.flatnonzero(quotients & loads[self.canonical] & ~self.zero)
         constant = np.array([s[0] == "const" for s in self.signatures])[self.signature]
         nodes = nodes[~constant[self.args[nodes, 0]] & ~constant[self.args[nodes, 1]]]
-        _, first, inverse = np.unique(self.canonical[nodes], return_index=True, return_inverse=True)
+        product = np.array([s[0] == "mul" for s in self.signatures])[self.signature[nodes]]
+        _, first, inverse = np.unique(2 * self.canonical[nodes] + product, return_index=True, return_inverse=True)
         self.canonical[nodes] = nodes[first][np.reshape(inverse, -1)]
 
     def _zeros(self) -> NDArray[np.bool_]:

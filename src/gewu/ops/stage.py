@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from gewu.ops.contract import Matrix, Product, Roles, count, least, lies, lies_as_matrix, roles, worthwhile
+from gewu.ops.contract import FEW, Matrix, Product, Roles, count, least, lies, lies_as_matrix, roles, worthwhile
 from gewu.ops.jam import jammed
 from gewu.ops.nest_parts import step_cost
 from gewu.ops.places import straight
@@ -24,6 +24,8 @@ from gewu.ops.window import WINDOWS, Side, Tile, Tiled, matrices, plan, row_majo
 
 BLOCK: Final = 8192
 PARTS: Final = 64
+DEEP: Final = 16
+"""Terms from which a small constant sum may be a matrix product."""
 BEYOND: Final = Size.of(256)
 """Elements after an array that tiles may read, and drop."""
 LEAST: Final = 3
@@ -121,7 +123,7 @@ class _Stager:
                 sides = roles(self.graph, r, extents) if id(r) not in self.done else None
                 if sides is None or self._tiled(r, sides, assigns, tiled):
                     continue
-                if _points(r) is None and worthwhile(r, sides):
+                if (_points(r) is None or _deep(r, sides)) and worthwhile(r, sides):
                     chosen = sides
                     break
             if chosen is None:
@@ -334,6 +336,12 @@ def _points(r: Reduce) -> int | None:
             return None
         total *= size.constant
     return total if total <= 64 else None
+
+
+def _deep(r: Reduce, chosen: Roles) -> bool:
+    """Tell whether a small constant reduction is a matrix product even so: one of many rows and columns that lie as they are."""
+    sides = ((chosen.left, chosen.rows), (chosen.right, chosen.columns))
+    return (_points(r) or 0) >= DEEP and all(count(axes) > FEW and lies(part, r.type, axes, r.axes) for part, axes in sides)
 
 
 def _ordered(assigns: list[Assign]) -> list[Assign]:
