@@ -1,9 +1,10 @@
 """Objects for other processors, linked and run under emulation: `python -m bench.ops.targets` writes `bench/ops/targets.json`.
 
-Each class's optimised kernel is prepared from PTX, on the processor at hand, at the tiny and at the small size.  Then, for every CPU
-target, `gewu.ops.aot` makes its object and header; a C driver of a few lines, which includes the header and reads the arguments,
-is linked with it (zig cc and musl, from `bench.ops.peers --cross`) and run under qemu-user; the outputs are compared with NumPy
-in float64 to the tolerance of the case.  PTX for NVIDIA GPUs is assembled by ptxas, and run without a GPU by gewu's own reader.
+Each class's optimised kernel is prepared from PTX, on the processor at hand, at the tiny and at the small size.  Then, for every
+CPU target, `gewu.ops.aot` makes its object and header; a C driver of a few lines, which includes the header and reads the
+arguments, is linked with it (zig cc and musl, from `bench.ops.peers --cross`) and run under qemu-user; the outputs are compared
+with NumPy in float64 to the tolerance of the case.  PTX for NVIDIA GPUs is assembled by ptxas, and run without a GPU by gewu's
+own reader.
 
     right    linked, run, and within the tolerance; `error` is the largest error
     made     the object holds the kernels and was linked to a code object; nothing here runs it (AMD GPUs)
