@@ -260,6 +260,57 @@ def test_formulas(make: Any, runs: Any, names: list[str], arrays: int, expected:
     assert told(make, runs, names, arrays) == expected
 
 
+WORDS = """
+.version 8.0
+.target sm_80
+.address_size 64
+.visible .entry words(.param .u64 from, .param .u64 to, .param .u32 n)
+{
+    .reg .pred %p<2>;
+    .reg .b32 %r<16>;
+    .reg .b64 %rd<6>;
+    ld.param.u64 %rd1, [from];
+    ld.param.u64 %rd2, [to];
+    ld.param.u32 %r1, [n];
+    mov.u32 %r2, %ctaid.x;
+    mov.u32 %r3, %ntid.x;
+    mov.u32 %r4, %tid.x;
+    mad.lo.s32 %r5, %r2, %r3, %r4;
+    shr.u32 %r6, %r1, 2;
+    setp.ge.s32 %p1, %r5, %r6;
+    @%p1 bra DONE;
+    mul.wide.s32 %rd3, %r5, 4;
+    add.s64 %rd4, %rd1, %rd3;
+    add.s64 %rd5, %rd2, %rd3;
+    ld.global.u32 %r7, [%rd4];
+    bfe.s32 %r8, %r7, 0, 8;
+    bfe.s32 %r9, %r7, 8, 8;
+    bfe.s32 %r10, %r7, 16, 8;
+    shr.s32 %r11, %r7, 24;
+    neg.s32 %r8, %r8;
+    neg.s32 %r9, %r9;
+    neg.s32 %r10, %r10;
+    neg.s32 %r11, %r11;
+    prmt.b32 %r12, %r8, %r9, 0x3340;
+    prmt.b32 %r13, %r10, %r11, 0x3340;
+    prmt.b32 %r14, %r12, %r13, 0x5410;
+    st.global.u32 [%rd5], %r14;
+DONE:
+    ret;
+}
+"""
+
+
+def test_words_of_bytes_are_bytes() -> None:
+    """Four bytes read, taken apart, joined and written as one word are four elements; words of a word array stay words."""
+    kernel = read_ptx(WORDS).kernels["words"]
+    n = np.int32(400)
+    found = lift.lift(kernel, (2, 1, 1), (64, 1, 1), [np.zeros(n, np.int8), np.zeros(n, np.int8), n])
+    assert found.formula.startswith("a1[i0] = -s32(a0[i0])   for i0 <")
+    found = lift.lift(kernel, (2, 1, 1), (64, 1, 1), [np.zeros(n, np.int32), np.zeros(n, np.int32), n])
+    assert "prmt" in found.formula
+
+
 def test_places_that_follow_no_index_are_not_told() -> None:
     r = Recorder()
     shuffled = np.random.default_rng(3).permutation(40)

@@ -190,6 +190,34 @@ def test_matrix_instructions(tmp_path: Path, kind: str) -> None:
         np.testing.assert_array_equal(c, a[:, :k] @ b[:k])
 
 
+ALL = """extern "C" __global__ void agree(const int* x, const long long* z, unsigned* y) {
+    int i = threadIdx.x, p = 0, q = 0;
+    unsigned a = 0, b = 0;
+    if (i % 32 > 2) a = __match_all_sync(~7u, x[i], &p);
+    b = __match_all_sync(~0u, z[i], &q);
+    y[2 * i] = a + p;
+    y[2 * i + 1] = b ^ (q * 2);
+}
+"""
+
+
+@needs_nvcc
+@needs_nvdisasm
+@pytest.mark.parametrize("kind", ["80", "90"])
+def test_lanes_that_all_agree(tmp_path: Path, kind: str) -> None:
+    """Three warps: one agrees on words, all but one on long words; lanes that took another way do not count."""
+    (tmp_path / "agree.cu").write_text(ALL)
+    made = tmp_path / "agree.cubin"
+    subprocess.run(["nvcc", "-cubin", f"-arch=sm_{kind}", "-o", made, tmp_path / "agree.cu"], check=True, capture_output=True)
+    x, z, y = np.arange(96, dtype=np.int32), np.full(96, 5 << 40), np.zeros((96, 2), np.uint32)
+    x[35:64], z[70] = 4, 5
+    run(read_cubin(made.read_bytes()).kernels["agree"], (1, 1, 1), (96, 1, 1), [x, z, y])
+    want = np.zeros((3, 32, 2), np.uint32)
+    want[1, 3:, 0] = 0xFFFFFFF8 + 1
+    want[:2, :, 1] = 0xFFFFFFFF ^ 2
+    np.testing.assert_array_equal(y.reshape(3, 32, 2), want)
+
+
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_reads_a_prebuilt_cubin(architecture: int) -> None:
     found = small(architecture)

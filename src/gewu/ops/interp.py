@@ -495,6 +495,12 @@ class Machine(Access, Collective):
                     self.nodes.add(i.op, half, i.mods, [self.nodes.half(a, h, "b32") for a in args]) for h in (False, True)
                 )
             return self.nodes.join(low, high, "b32")
+        if (field := _field(i)) is not None:
+            assert self.symbols is not None
+            done, found = self.nodes.field(args[0], field, self.symbols.units)
+            if not done.all():
+                found[~done] = self.nodes.add(i.op, i.type, i.mods, [a[~done] for a in args])
+            return found
         return self.nodes.add(i.op, i.type, i.mods, args)
 
     def _special(self, name: str, lanes: Lanes) -> NDArray[Any]:
@@ -544,6 +550,21 @@ class Machine(Access, Collective):
                     leaf = self.nodes.half(leaf, offset > start, f"b{8 * whole}")
                 marks = np.repeat(leaf, len(lanes))
         self.write(i.dst[0], lanes, full, bits, marks)
+
+
+def _field(i: Instruction) -> tuple[int, int, bool] | None:
+    """Return position, length and sign of the byte or half of a word that an operation takes out."""
+    by, found = i.src[1] if len(i.src) > 1 else 0, None
+    if i.op == "bfe" and isinstance(by, int) and isinstance(i.src[2], int):
+        found = (by, i.src[2], i.type == "s32")
+    elif i.op == "and" and by in (0xFF, 0xFFFF):
+        found = (0, 8 if by == 0xFF else 16, False)
+    elif i.op == "shr" and by in (16, 24) and i.type == "s32":
+        found = (int(by), 32 - int(by), True)
+    elif i.op == "cvt" and i.mods in (("u8",), ("s8",), ("u16",), ("s16",)) and i.type[1:] == "32":
+        found = (0, WIDTH[i.mods[0]], i.mods[0][0] == "s")
+    whole = found is not None and found[1] in (8, 16) and found[0] % found[1] == 0 and found[0] + found[1] <= 32
+    return found if whole and (i.op == "cvt" or WIDTH[i.type] == 32) else None
 
 
 def _operand_width(i: Instruction, place: int) -> int:

@@ -121,6 +121,7 @@ class Symbols:
 
     def __init__(self, args: Sequence[Any], nodes: Nodes, block_of: NDArray[np.int64], data: bytes) -> None:
         self.buffers = {i: a for i, a in enumerate(args) if isinstance(a, SymbolicBuffer)}
+        self.units = {i: np.dtype(a.dtype).itemsize for i, a in self.buffers.items()}
         self.nodes, self.block_of = nodes, block_of
         self.data = np.frombuffer(data, np.uint8)
         self.cells: dict[tuple[int, int], Cells] = {}
@@ -223,7 +224,10 @@ class Symbols:
                 self.hazards.append(f"argument {buffer} is read by one thread and overwritten by another")
             if buffer in self.gathered:
                 self.hazards.append(f"argument {buffer} is read at places that depend on data, and written")
-            stores[buffer, size] = (index * size, cells.node[index], writer)
+            pieces = self.nodes.pieces(cells.node[index], size, self.units[buffer])
+            small = size // len(pieces)
+            places = index[:, None] * size + small * np.arange(len(pieces))
+            stores[buffer, small] = (places.reshape(-1), np.stack(pieces, axis=1).reshape(-1), np.repeat(writer, len(pieces)))
         return stores
 
 

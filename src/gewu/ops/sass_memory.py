@@ -173,13 +173,20 @@ def _vote(e: Emitter, line: Line) -> None:
 
 
 def _match(e: Emitter, line: Line) -> None:
-    """MATCH.ANY."""
-    if "ANY" not in line.mods:
-        raise Unsupported("form of a match", value=line.full)
-    wide = "U64" in line.mods
-    dst, source = line.operands
+    """MATCH.ANY: the lanes with this value; MATCH.ALL: all lanes here and a predicate if they agree, else none."""
+    wide, written = "U64" in line.mods, "PT"
+    dst, source = line.operands[0], line.operands[-1]
     value, mask = (e.int64 if wide else e.int32)(source), e.temporary(32)
+    if "ALL" in line.mods:
+        written, dst, _ = line.operands
     e.add("match", "b64" if wide else "b32", (mask,), (value,), ("any",), guarded=True)
+    if "ALL" in line.mods:
+        here, agree = e.temporary(32), e.temporary(1)
+        e.add("activemask", "b32", (here,), (), guarded=True)
+        same = e.op("setp", "u32", mask, here, mods=("eq",), bits=1)
+        e.add("vote", "pred", (agree,), (same,), ("all",), guarded=True)
+        mask = e.op("select", "b32", here, 0, agree)
+        e.write_predicate(written, agree)
     e.write(dst, mask)
 
 

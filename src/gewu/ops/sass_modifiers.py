@@ -74,7 +74,7 @@ MODIFIERS: Final[dict[str, frozenset[str]]] = {
     **dict.fromkeys(("ATOMG", "ATOMS", "ATOM", "RED", "REDG", "REDS"), _ATOMIC),
     "SHFL": frozenset({"UP", "DOWN", "BFLY", "IDX"}),
     **dict.fromkeys(("VOTE", "VOTEU"), frozenset({"ANY", "ALL", "EQ"})),
-    "MATCH": frozenset({"ANY", "U64", "U32"}),
+    "MATCH": frozenset({"ANY", "ALL", "U64", "U32"}),
     "REDUX": frozenset({"SUM", "MIN", "MAX", "AND", "OR", "XOR", "S32", "U32"}),
     "BAR": frozenset({"SYNC", "DEFER_BLOCKING"}),
     **dict.fromkeys(("S2R", "S2UR"), _NONE),

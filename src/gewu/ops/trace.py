@@ -240,6 +240,45 @@ class Nodes:
             out[rest] = self.add("pack", whole, (), [low[rest], high[rest]])
         return out
 
+    def field(self, nodes: Ids, field: tuple[int, int, bool], units: Mapping[int, int]) -> tuple[NDArray[np.bool_], Ids]:
+        """Return which nodes are words of arrays of smaller elements, and for these one such element: a load of its own.
+
+        Args:
+            nodes: of which a byte or a half is taken out.
+            field: its position and length in bits, and whether it is extended by its sign.
+            units: bytes of an element by array.
+        """
+        position, length, signed = field
+        kind, some, found = "s" if signed else "u", np.zeros(len(nodes), np.bool_), nodes.copy()
+        for number in np.unique(self.signature[nodes]):
+            op, type_, mods = self.signatures[number]
+            if (op, type_) == ("load", "b32") and 8 * units[int(mods[0])] <= length:
+                chosen = self.signature[nodes] == number
+                part = self.load(int(mods[0]), length, self.data[nodes[chosen]] + position // 8)
+                found[chosen], some = self.add("cvt", f"{kind}32", (f"{kind}{length}",), [part]), some | chosen
+        return some, found
+
+    def pieces(self, nodes: Ids, size: int, unit: int) -> list[Ids]:
+        """Return the parts, first to last, of nodes that join smaller elements, down to `unit` bytes."""
+        if size > unit and self.is_op(nodes, "pack").all():
+            return [piece for k in (0, 1) for piece in self.pieces(self.args[nodes, k], size // 2, unit)]
+        if (size, unit) == (4, 1) and self.is_op(nodes, "prmt").all():
+            return [self._byte(nodes, k) for k in range(4)]
+        return [nodes]
+
+    def _byte(self, nodes: Ids, place: int) -> Ids:
+        """Return nodes whose lowest byte is one byte of others: through the permutations that put it there."""
+        while self.is_op(nodes, "prmt").all() and self.is_op(self.args[nodes, 2], "const").all():
+            selectors = self.data[self.args[nodes, 2]]
+            picked = int(selectors[0]) >> 4 * place & 15
+            if picked & 8 or (selectors != selectors[0]).any():
+                break
+            nodes, place = self.args[nodes, picked >> 2], picked & 3
+        if place == 0:
+            return nodes
+        count = self.constants(np.full(len(nodes), 8 * place), "b32")
+        return self.add("shr", "u32", (), [nodes, count])
+
     def load(self, buffer: int, width: int, offsets: Ids) -> Ids:
         """Return load nodes, new ones: equal ones are merged by whoever reads the trace."""
         return self.add("load", f"b{width}", (str(buffer),), [], offsets, len(offsets))
