@@ -21,6 +21,7 @@ import numpy as np
 from gewu.core.errors import InputError
 from gewu.ops import blocks, contract
 from gewu.ops.bounds import span
+from gewu.ops.direct import MOST_BYTES, Work
 from gewu.ops.forms import (
     Form,
     ProductStep,
@@ -38,9 +39,9 @@ from gewu.ops.forms import (
     starved,
 )
 from gewu.ops.ir import WIDTH
-from gewu.ops.native import Parts
+from gewu.ops.native import Parts, address_of
 from gewu.ops.nest_parts import Access, Choice
-from gewu.ops.pool import THREADS, address, run_ranges, scratch
+from gewu.ops.pool import THREADS, address, memory, run_ranges, scratch
 from gewu.ops.rewrite import Graph
 from gewu.ops.sizes import Size
 from gewu.ops.tensor import Expression, Gather, Load, Program
@@ -138,6 +139,43 @@ class Executable:
             self._in_place(aliases)(args, launch)
             return
         self._run(pointers, lengths, prepared)
+
+    def direct(self, args: Sequence[Any], launch: Mapping[str, int]) -> Work | None:
+        """Return what a launch that was done runs, for `direct`; None where that is more than loops over the arguments."""
+        pointers, lengths = self._pack(args)
+        prepared = self._prepared.get((tuple([launch[n] for n in self._names]), tuple(lengths)))
+        if prepared is None or len(prepared.runs) != 1 or prepared.variant.built.copies or sum(lengths) > MOST_BYTES:
+            return None
+        one, built, spans = prepared.runs[0], prepared.variant.built, prepared.spans
+        if one.bytes > MOST_BYTES or any(parts is None for _, parts in one.runs):
+            return None
+        block = (ctypes.c_uint64 * (built.slots + 1))(*pointers)
+        held = memory(one.bytes) if one.places else None
+        for buffer, place in one.places if held else ():
+            block[buffer] = held.address + place
+        flag = ctypes.c_int64(0) if prepared.variant.gathers else None
+        if flag is not None:
+            block[built.slots - 1] = ctypes.addressof(flag)
+        jobs: list[tuple[int, int, int, int] | int] = []
+        sizes = ctypes.addressof(one.sizes)
+        for call, parts in one.runs:
+            if isinstance(parts, Parts):
+                parts.job[4] = sizes
+                jobs.append(parts.address)
+            else:
+                jobs.append((address_of(call), sizes, *parts[0]))
+        apart = [
+            (out, *spans[out, True], other, start, end)
+            for out in self._outputs
+            if (out, True) in spans
+            for (other, _), (start, end) in spans.items()
+            if other != out
+        ]
+        slots = [
+            (8 * place if place < self._count else -1, type(a) if isinstance(a, np.floating) else None)
+            for place, a in enumerate(args)
+        ]
+        return Work(block, slots, jobs, apart, 0 if flag is None else ctypes.addressof(flag), (prepared, held, flag))
 
     def _pack(self, args: Sequence[Any]) -> tuple[list[int], list[int]]:
         """Return addresses (or the bits of scalars) and lengths in bytes."""

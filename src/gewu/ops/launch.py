@@ -18,6 +18,7 @@ import numpy as np
 
 from gewu.core.errors import InputError
 from gewu.core.files import read_capped
+from gewu.ops import direct
 from gewu.ops.arguments import Shape, block_of, grid_of, pack
 from gewu.ops.cache import Cache, cache_folder, key_of
 from gewu.ops.ir import Kernel, Listing, Parameter, Unsupported
@@ -283,11 +284,13 @@ class Operator:
 class Launch:
     """An operator with its grid and block; call it with the arguments of the kernel. Arrays are changed in place."""
 
-    __slots__ = ("_bound", "block", "grid", "operator", "shared")
+    __slots__ = ("_bound", "_call", "_direct", "block", "grid", "operator", "shared")
 
     def __init__(self, operator: Operator, grid: Shape, block: Shape, shared: int) -> None:
         self.operator, self.grid, self.block, self.shared = operator, grid, block, shared
         self._bound: dict[tuple[Any, ...], Bound] = {}
+        self._direct: dict[tuple[Any, ...], tuple[Any, Any] | None] = {}
+        self._call: Any = self._checked
 
     def __call__(self, *args: Any) -> None:
         """Compute.
@@ -296,6 +299,10 @@ class Launch:
             InputError: an argument does not fit its parameter, or an array is too small for the launch.
             Unsupported: the kernel is refused.
         """
+        self._call(*args)
+
+    def _checked(self, *args: Any) -> None:
+        """Compute, and let the next call with arguments like these go the short way where there is one."""
         key: list[Any] = []
         for arg in args:
             kind = type(arg)
@@ -310,6 +317,20 @@ class Launch:
         except (KeyError, TypeError):
             bound = self._bind(key, args)
         bound(args)
+        self._shorten(key, bound, args)
+
+    def _shorten(self, key: list[Any], bound: Bound, args: Sequence[Any]) -> None:
+        try:
+            known = tuple(key)
+            if known not in self._direct:
+                work = bound.direct(args) if hasattr(bound, "direct") else None
+                if len(self._direct) >= _REMEMBERED:
+                    self._direct.clear()
+                self._direct[known] = direct.function(args, work, self._checked) if work else None
+        except TypeError:  # an argument that cannot be compared
+            return
+        short = self._direct[known]
+        self._call = short[0] if short else self._checked
 
     def bind(self, args: Sequence[Any]) -> Bound:
         """Return the function that computes this launch for arguments like these."""

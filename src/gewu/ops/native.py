@@ -82,10 +82,21 @@ class Parts:
                 _group[:] = [_Group(THREADS - 1)]
             if sizes:
                 self.job[4] = sizes
-            _group[0].post(_group[0].state, self.address, args)
+            return bool(_group[0].post(_group[0].state, self.address, args))
         finally:
             _lock.release()
-        return True
+
+
+def standing() -> tuple[int, int]:
+    """Return the address of the threads' state and of `i32 post(ptr state, ptr job, ptr args)`, which gives 0 while others post.
+
+    Both are good in this process and, with fewer threads, in those forked from it.
+    """
+    with _lock:
+        if not _group or _group[0].process != os.getpid():
+            _group[:] = [_Group(THREADS - 1)]
+        _kept.append(_group[0])
+        return _group[0].state, address_of(_group[0].post)
 
 
 class _Group:
@@ -122,12 +133,13 @@ def _code() -> tuple[Any, Any, Any, Any]:
     library = llvm.jit(text, vectorise=False, cache=Cache(cache_folder()).objects)
     kinds = {"rest": "l", "post": "ppp", "serve": "pl", "stop": "pl"}
     types = {"l": ctypes.c_int64, "p": ctypes.c_void_p}
-    made = [ctypes.CFUNCTYPE(None, *(types[k] for k in kind))(library.address(name)) for name, kind in kinds.items()]
+    results = {"post": ctypes.c_int32}
+    made = [ctypes.CFUNCTYPE(results.get(name), *(types[k] for k in kind))(library.address(name)) for name, kind in kinds.items()]
     _kept.append(library)
     return made[0], made[1], made[2], made[3]
 
 
-_kept: list[llvm.Library] = []
+_kept: list[Any] = []
 _TEXT: Final = """
 declare i32 @sem_post(ptr)
 declare i32 @sem_wait(ptr)
@@ -208,8 +220,15 @@ define internal void @move(i32 %cpu) {
   ret void
 }
 
-define void @post(ptr %state, ptr %job, ptr %args) {
+define i32 @post(ptr %state, ptr %job, ptr %args) {
 entry:
+  %lockat = getelementptr i8, ptr %state, i64 320
+  %locking = cmpxchg ptr %lockat, i32 0, i32 1 acquire monotonic
+  %locked = extractvalue { i32, i1 } %locking, 1
+  br i1 %locked, label %begin, label %busy
+busy:
+  ret i32 0
+begin:
   %jobat = getelementptr i8, ptr %state, i64 256
   store ptr %job, ptr %jobat
   %argsat = getelementptr i8, ptr %state, i64 264
@@ -238,7 +257,7 @@ entry:
   %semaphore = getelementptr i8, ptr %state, i64 192
   br label %wake
 wake:
-  %woken = phi i64 [ 0, %entry ], [ %more, %waking ]
+  %woken = phi i64 [ 0, %begin ], [ %more, %waking ]
   %enough = icmp sge i64 %woken, %wanted
   br i1 %enough, label %look, label %waking
 waking:
@@ -275,7 +294,8 @@ yield:
   %yielded = call i32 @sched_yield()
   br label %wait
 end:
-  ret void
+  store atomic i32 0, ptr %lockat release, align 8
+  ret i32 1
 }
 
 define void @serve(ptr %state, i64 %spins) {

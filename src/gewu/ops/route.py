@@ -296,6 +296,7 @@ class Router:
                     aside.append(self._spmd(grid, block, shared, args, quietly=True))
                 aside[0](call)
 
+        run.direct = lambda call: executable.direct(given(call), launch)  # type: ignore[attr-defined]
         return run
 
     def _faster(self, bound: Bound, proof: Proof, grid: Shape, block: Shape, shared: int, args: Sequence[Any]) -> Bound:
@@ -329,8 +330,11 @@ class Router:
             raise
         if not quietly:
             self.status = "spmd"
-        threads = self.options.threads
-        return self._guarded(args, lambda full: compiled.launch(grid, full, threads=threads))
+        threads, given = self.options.threads, _given(args)
+        run = self._guarded(args, lambda full: compiled.launch(grid, full, threads=threads))
+        if all(a.flags.writeable for a in args if isinstance(a, np.ndarray)):
+            run.direct = lambda call: compiled.direct(grid, given(call), threads)  # type: ignore[attr-defined]
+        return run
 
     def _interpreted(self, grid: Shape, block: Shape, shared: int, args: Sequence[Any]) -> Bound:
         oracle = self.reference(block, shared)

@@ -14,6 +14,7 @@ blocks in any order and at the same time; a kernel in which threads wait for oth
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 import struct
 import time
@@ -27,6 +28,7 @@ import numpy as np
 
 from gewu.core.errors import InputError
 from gewu.ops import ir, llvm, spmd_cache
+from gewu.ops.direct import MOST_BYTES, Work
 from gewu.ops.native import Parts
 from gewu.ops.pool import THREADS, run_ranges
 from gewu.ops.shape import analyse
@@ -130,6 +132,23 @@ class Compiled:
             self._pace = (time.perf_counter() - start) / blocks
         if buffer[self.context]:
             self._raise(code, buffer)
+
+    def direct(self, grid: Sequence[int], args: Sequence[Any], threads: int | None) -> Work | None:
+        """Return what a launch that was done runs, for `direct`; None where it is too large for that."""
+        if self.checked or sum(a.nbytes for a in args if isinstance(a, np.ndarray)) > MOST_BYTES:
+            return None
+        sizes = (*map(int, grid), 1, 1)[:3]
+        code, blocks = self._code(sizes[0] * self.block[0] < 1 << 31 and max(sizes[1:]) < 1 << 16), math.prod(sizes)
+        buffer = self._packed(args, STEP_LIMIT)
+        block = (ctypes.c_uint64 * (-(-len(buffer) // 8) + 1)).from_buffer_copy(bytes(buffer) + bytes(16))
+        count = threads or THREADS
+        together = count > 1 and blocks > 1 and self._pace * blocks > _WORTH_SECONDS
+        parts = self._shared(code, sizes, count) if together else Parts(code.run, [(0, blocks)], 1, sizes)
+        slots = [
+            (parameter.offset, type(a) if isinstance(a, np.floating) else None)
+            for parameter, a in zip(self.kernel.parameters, args, strict=True)
+        ]
+        return Work(block, slots, [parts.address], [], ctypes.addressof(block) + self.context, (parts, code))
 
     def _shared(self, code: _Code, sizes: Grid, count: int) -> Parts:
         """Return the blocks of a grid cut into ranges for threads; of the last grid they are kept."""
