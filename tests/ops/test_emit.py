@@ -474,6 +474,24 @@ def test_equal_reductions_inside_of_different_ones_are_kept_apart() -> None:
     close(whole, 0.25 * blocks.sum(1))
 
 
+def test_conditions_of_a_short_sum_go_to_what_is_multiplied() -> None:
+    """What lies beyond the ends of an array counts nothing, with weights and without."""
+    n = Size.named("p3")
+    where = (at(Size.of(-1), i=1, k=1), Affine((("i", Size.of(-1)), ("k", Size.of(-1))), n))
+    for body in (x_at(), do("mul", Load(1, "f32", at(k=1)), x_at())):
+        value = Reduce("add", "f32", (("k", Size.of(3)),), body, where)
+        executable = compile_program(Program("w", (Assign(2, "f32", (("i", n),), at(i=1), value),)), threads=1)
+        x, w, y = np.arange(1.0, 51.0, dtype=np.float32), np.array([1, 10, 100], np.float32), np.zeros(50, np.float32)
+        executable([x, w, y, np.int32(50)], {"p3": 50})
+        padded = np.pad(x, 1)
+        taps = w if isinstance(body, Apply) else np.ones(3, np.float32)
+        np.testing.assert_array_equal(y, sum(t * padded[k : k + 50] for k, t in enumerate(taps)))
+
+
+def x_at() -> Load:
+    return Load(0, "f32", at(Size.of(-1), i=1, k=1))
+
+
 def test_a_buffer_read_elsewhere_than_written_is_copied() -> None:
     end = C + MINUS
     program = Program("reverse", (Assign(0, "f32", (("i", C),), at(i=1), Load(0, "f32", at(end, i=-1))),))

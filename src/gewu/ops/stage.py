@@ -7,11 +7,13 @@ then in order: the result does not depend on the number of threads, and long flo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gewu.ops.contract import FEW, Matrix, Product, Roles, count, least, lies, lies_as_matrix, roles, worthwhile
+from gewu.ops.ir import FLOATS
 from gewu.ops.jam import jammed
 from gewu.ops.nest_parts import step_cost
 from gewu.ops.places import straight
@@ -24,6 +26,8 @@ from gewu.ops.window import WINDOWS, Side, Tile, Tiled, matrices, plan, row_majo
 
 BLOCK: Final = 8192
 PARTS: Final = 64
+SHORT: Final = 64
+"""Terms up to which a sum is written out, so that a condition on each would be a branch."""
 DEEP: Final = 16
 """Terms from which a small constant sum may be a matrix product."""
 BEYOND: Final = Size.of(256)
@@ -88,8 +92,26 @@ class _Stager:
             tiled.assigns = assigns
             self.staged.groups.append(tiled)
             return
-        assigns = self._straightened(assigns)
+        assigns = self._straightened([replace(a, value=self.graph.replace(a.value, self._padded)) for a in assigns])
         self.staged.groups += jammed(self.graph, assigns[0]) if len(assigns) == 1 else [assigns]
+
+    def _padded(self, e: Expression) -> Expression | None:
+        """Return a short sum of products with its conditions at a factor, 0 where they fail: no branch at each point."""
+        if not isinstance(e, Reduce) or not e.where or e.kind != "add" or e.type not in FLOATS:
+            return None
+        points = math.prod(size.constant or SHORT + 1 for _, size in e.axes)
+        factors = [e.body] if isinstance(e.body, Load) else list(e.body.args) if isinstance(e.body, Apply) else []
+        if points > SHORT or not factors or (isinstance(e.body, Apply) and e.body.op != "mul"):
+            return None
+        known = {axis for w in e.where for axis in w.axes}
+        place = next((i for i, f in enumerate(factors) if isinstance(f, Load) and known <= f.index.axes), None)
+        if place is None:
+            return None
+        load = factors[place]
+        assert isinstance(load, Load)
+        factors[place] = self.graph.make(replace(load, where=tuple(dict.fromkeys((*load.where, *e.where)))))
+        body = factors[0] if e.body is load else self.graph.make(Apply("mul", e.type, tuple(factors)))
+        return self.graph.make(replace(e, body=body, where=()))
 
     def _straightened(self, assigns: list[Assign]) -> list[Assign]:
         """Copy what a nest would read across the grain of memory into arrays that lie like its output."""
