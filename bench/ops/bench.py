@@ -38,8 +38,9 @@ KINDS = {"migrate/source": SOURCE, "migrate/binary": BINARY, "library": "library
 THREADS = "2"
 SECONDS = 0.03
 PATIENCE_S = 300.0
-PAUSE = 0.02
-"""Seconds between engines: threads of the one before still look for work (OpenMP's default), and ours do so for 60 us."""
+PAUSES = {"torch": 0.25}
+PAUSE = 0.05
+"""Seconds after an engine's turn: its threads still look for work, up to 200 ms (OpenMP's default), ours for 60 us."""
 
 
 class Process:
@@ -129,8 +130,8 @@ def measure(cls: str, kinds: list[str], processes: Mapping[str, Process], repeat
         times: dict[str, list[float]] = {engine: [] for engine in able}
         for _ in range(repeats):
             for engine in able:
-                time.sleep(PAUSE)
                 answer = processes[engine].ask(do="time", seconds=SECONDS)
+                time.sleep(PAUSES.get(engine, PAUSE))
                 if "seconds" in answer:
                     times[engine].append(answer["seconds"])
         for engine in engines:

@@ -125,16 +125,15 @@ def launch(
 ) -> None:
     """Run a builder's program on arrays, then scalars, in the order of its arguments."""
     found = executable(build, tuple([a.dtype for a in arrays]), static)
-    short = _short.get(found)
+    args, short = (*arrays, *scalars), _short.get(found)
     if short is not None and short[1] == sizes:
-        short[0](*arrays, *scalars)
+        short[0](*args)
         return
-    args = (*arrays, *scalars)
     found(args, sizes)
     work = found.direct(args, sizes) if isinstance(found, Executable) else None  # a test may run programs elsewhere
-    made = direct.function(args, work, lambda *others: found(others, sizes)) if work else None
-    if made:
-        _short[found] = made[0], sizes, made[1]
+    plain = lambda *others: found(others, sizes)  # noqa: E731
+    made = direct.function(args, work, plain) if work else None
+    _short[found] = (made[0], sizes, made[1]) if made else (plain, sizes, None)
 
 
 class Loop:
