@@ -171,8 +171,14 @@ class Executable:
             for (other, _), (start, end) in spans.items()
             if other != out
         ]
-        real = {"f32": np.float32, "f64": np.float64}
-        slots = [(8 * place if place < self._count else -1, real.get(self._scalars.get(place, ""))) for place in range(len(args))]
+        plain = {"f32": np.float32, "f64": np.float64}
+        slots = [
+            (
+                8 * place if place < self._count else -1,
+                type(a) if isinstance(a, np.floating) else plain.get(self._scalars.get(place, "")),
+            )
+            for place, a in enumerate(args)
+        ]
         return Work(block, slots, jobs, apart, 0 if flag is None else ctypes.addressof(flag), (prepared, held, flag))
 
     def _pack(self, args: Sequence[Any]) -> tuple[list[int], list[int]]:
