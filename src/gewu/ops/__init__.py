@@ -23,8 +23,8 @@ Order to read in:
     ptx*, cubin, sass*, cuda  readers;  clean, ssa, simplify*: what has no effect goes;  interp, scalar, memory: what it all means
     plan, trace, recognise, algebra, rescale, template, digits, affine, symbolise, rename, lift   from traces to a formula
     extent, draws, verify     belief;  reference: a formula by dense NumPy;  formula: as text
-    rewrite, stage, nest, contract, window, tile, lower, vmath, emit   from a formula to loops;  llvm, compiler: machine code
-    pool, native              the threads that run it;  tune: which tiles
+    rewrite, stage, sums, contract, window, jam   which loops, in which order;  nest, places, tile, lower, vmath: their code
+    forms, emit, llvm, compiler   machine code;  pool, native: the threads that run it;  direct: small calls;  tune: which tiles
     shape, spmd*              the kernel as it is written, in vectors
     standalone, aot           objects with a C header;  ffi, jaxform: JAX
     engine, survey, guess, figures   `gewu run kernel.cu`
