@@ -3,8 +3,8 @@
 The worker of the benchmark runs the case at the size of its smallest ratio for some seconds while `perf` samples its instruction
 pointers.  Samples are shared out between our machine code, libraries, the kernel of the system and Python; the machine code is
 read from the memory of the process and disassembled around the samples, and the innermost loop that holds most of them is counted
-by kinds of instruction, each weighted by its samples.  The best peer's time, the bytes of the arguments and the cores kept busy
-stand beside it.  Needs `perf` and `objdump`; writes `bench/ops/profile.json`, which tools/make_operators.py shows.
+by kinds of instruction, each weighted by its samples.  The recorded time and ratio, the bytes of the arguments and the cores kept
+busy stand beside it.  Needs `perf` and `objdump`; writes `bench/ops/profile.json`, which tools/make_operators.py shows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -59,19 +58,19 @@ def kind_of(mnemonic: str, operands: str) -> str:
     return "scalar and address"
 
 
-def sampled(process: Process, seconds: float, folder: Path) -> tuple[list[tuple[int, str]], float]:
-    """Return the sampled addresses with the file each belongs to ("" for generated code), and the time of one call."""
+def sampled(process: Process, seconds: float, folder: Path) -> list[tuple[int, str]]:
+    """Return the sampled addresses with the file each belongs to."""
     assert process.process is not None
     data = folder / "perf.data"
     command = ["perf", "record", "-q", "-e", "cpu-clock", "-F", str(RATE), "-o", str(data), "-p", str(process.process.pid)]
     recorder = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(0.2)
-    answer = process.ask(do="time", seconds=seconds)
+    process.ask(do="time", seconds=seconds)
     recorder.send_signal(signal.SIGINT)
     recorder.wait()
     text = subprocess.run(["perf", "script", "-i", str(data), "-F", "ip,dso"], capture_output=True, text=True, check=True).stdout
     rows = (re.fullmatch(r"\s*([0-9a-f]+)\s+\((.*)\)", line) for line in text.splitlines())
-    return [(int(row[1], 16), row[2]) for row in rows if row], float(answer["seconds"])
+    return [(int(row[1], 16), row[2]) for row in rows if row]
 
 
 def owner(dso: str) -> str:
@@ -146,33 +145,28 @@ def profile(record: dict[str, Any], folders: dict[str, Path], peers: Path, secon
     """Return what was seen of one case."""
     kind, _, cls = record["case"].rpartition("/")
     size = min(record["ratios"], key=lambda s: record["ratios"][s])
-    engine, times = KINDS[kind], {}
+    engine = KINDS[kind]
     launch, _ = made(quoted(cls), size)
     with tempfile.TemporaryDirectory(prefix="gewu-profile-") as cache:
-        for name in (record["best"], engine):
-            python = peers if name == "torch" else Path(sys.executable)
-            process = Process(name, python, folders.get(name, WORK), cache, peers.parents[1])
-            try:
-                answer = process.ask(do="prepare", cls=cls, size=size)
-                if "missing" in answer:
-                    raise RuntimeError(f"{record['case']}: {name}: {answer['missing']}")
-                if name == engine:
-                    process.ask(do="time", seconds=0.2)
-                    samples, times[name] = sampled(process, seconds, folder)
-                    shares = collections.Counter(owner(dso) for _, dso in samples)
-                    own = [place for place, dso in samples if owner(dso) == CODE]
-                    loop = hot_loop(process, own, folder) if len(own) > 20 else {}
-                else:
-                    times[name] = statistics.median(process.ask(do="time", seconds=0.2)["seconds"] for _ in range(5))
-            finally:
-                process.stop()
+        process = Process(engine, Path(sys.executable), folders.get(engine, WORK), cache, peers.parents[1])
+        try:
+            answer = process.ask(do="prepare", cls=cls, size=size)
+            if "missing" in answer:
+                raise RuntimeError(answer["missing"])
+            process.ask(do="time", seconds=0.2)
+            samples = sampled(process, seconds, folder)
+            shares = collections.Counter(owner(dso) for _, dso in samples)
+            own = [place for place, dso in samples if owner(dso) == CODE]
+            loop = hot_loop(process, own, folder) if len(own) > 20 else {}
+        finally:
+            process.stop()
     return {
         "case": record["case"],
         "size": size,
         "status": record["status"],
-        "ratio": round(times[record["best"]] / times[engine], 3),
+        "ratio": record["ratio"],
         "best": record["best"],
-        "seconds": float(f"{times[engine]:.4g}"),
+        "seconds": record["times"][size][engine],
         "bytes": sum(a.nbytes for a in launch.args if isinstance(a, np.ndarray)),
         "busy": round(len(samples) / RATE / seconds, 2),
         "shares": {name: round(n / max(len(samples), 1), 3) for name, n in shares.most_common(4)},
