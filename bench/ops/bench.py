@@ -38,9 +38,9 @@ KINDS = {"migrate/source": SOURCE, "migrate/binary": BINARY, "library": "library
 THREADS = "2"
 SECONDS = 0.03
 PATIENCE_S = 300.0
-PAUSES = {"torch": 0.25}
+PAUSES = {"torch": 0.25, "numpy": 0.25}
 PAUSE = 0.05
-"""Seconds after an engine's turn: its threads still look for work, up to 200 ms (OpenMP's default), ours for 60 us."""
+"""Seconds after a turn: threads still look for work, up to 200 ms (OpenMP and OpenBLAS by default), ours for 60 us."""
 
 
 class Process:
