@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,15 @@ def test_a_loop_of_one_thread_has_a_short_way() -> None:
         y[:] = 0
         call(x, y, 64)
         np.testing.assert_allclose(y, 2 * x, rtol=1e-6)
+
+
+def test_a_call_on_tiny_arrays_costs_less_than_twenty_microseconds() -> None:
+    x, y = vectors(8)
+    call = launch(x, y, 2.0, 8)
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        for _ in range(100):
+            call(x, y, 2.0, 8)
+        seconds.append((time.perf_counter() - start) / 100)
+    assert min(seconds) < 2e-5  # 0.1 us when the machine is quiet

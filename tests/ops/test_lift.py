@@ -409,3 +409,8 @@ def test_a_reading_in_which_no_loop_was_entered_is_passed_over(loads: bool, monk
     code = [Instruction("ld", "f32", ("f",), ("a", 0), ("global",))] if loads else []
     found = lift.readings(Kernel("k", (), [Block(code, ())], {}), (1, 1, 1), (1, 1, 1), [])
     assert next(found).program is made[loads]
+
+
+def test_a_formula_that_takes_too_long_is_given_up() -> None:
+    with pytest.raises(NotLifted, match="too long"):
+        concrete(KERNEL, scan(21), [np.zeros(1, np.float32)] * 2, deadline=0.0)

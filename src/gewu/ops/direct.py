@@ -31,7 +31,7 @@ MOST_BYTES: Final = 4 << 20
 _ENTRY: Final = 16  # words of the description of an argument
 _DIMENSIONS: Final = 8
 _FLAGS: Final = 0x1 | 0x100 | 0x400  # C-contiguous, aligned, writeable
-_ARRAY, _FLOAT, _VALUE, _NUMBER, _SINGLE, _NONE = range(6)
+_ARRAY, _FLOAT, _VALUE, _NUMBER, _SINGLE = range(5)
 
 
 @dataclass(slots=True)
@@ -106,7 +106,6 @@ def function(args: Sequence[Any], work: Work, otherwise: Callable[..., Any]) -> 
 
 def _entry(arg: Any, slot: int, real: Any) -> list[int] | None:
     kind = type(arg)
-    words = [_NONE, id(kind), 0, slot]
     if kind is np.ndarray:
         if arg.ndim > _DIMENSIONS:
             return None
@@ -349,7 +348,10 @@ alone:
 together:
   %taken = call i32 %post(ptr %state, ptr %what, ptr %block)
   %was = icmp ne i32 %taken, 0
-  br i1 %was, label %done, label %together
+  br i1 %was, label %done, label %busy
+busy:  ; another thread's job: nothing was done yet, or what was begun is ended
+  %untouched = icmp eq i64 %k, 0
+  br i1 %untouched, label %slow, label %together
 done:
   br label %job
 

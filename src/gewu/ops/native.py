@@ -95,7 +95,8 @@ def standing() -> tuple[int, int]:
     with _lock:
         if not _group or _group[0].process != os.getpid():
             _group[:] = [_Group(THREADS - 1)]
-        _kept.append(_group[0])
+        if _group[0] not in _kept:
+            _kept.append(_group[0])
         return _group[0].state, address_of(_group[0].post)
 
 

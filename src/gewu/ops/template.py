@@ -97,6 +97,7 @@ class Unifier:
         nodes, shape = _hoisted(nodes, shape)
         key = (shape, as_type, nodes.tobytes())
         if key not in self._memo:
+            arena.check_time()
             self._memo[key] = self._once(nodes, shape, as_type) if shape.axes else self._unify(nodes, shape, as_type)
         return self._memo[key]
 

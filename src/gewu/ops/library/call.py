@@ -43,6 +43,7 @@ GRAIN: Final = 400_000
 _float_types = frozenset(np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name in FLOATS)
 _integer_types = frozenset(np.dtype(name) for name in INTEGERS)
 _compiled: dict[object, Executable] = {}
+_last: dict[Executable, Mapping[str, int]] = {}
 _short: dict[Executable, tuple[Any, Mapping[str, int], Any]] = {}
 
 
@@ -130,10 +131,12 @@ def launch(
         short[0](*args)
         return
     found(args, sizes)
-    work = found.direct(args, sizes) if isinstance(found, Executable) else None  # a test may run programs elsewhere
     plain = lambda *others: found(others, sizes)  # noqa: E731
-    made = direct.function(args, work, plain) if work else None
-    _short[found] = (made[0], sizes, made[1]) if made else (plain, sizes, None)
+    if _last.get(found) == sizes and isinstance(found, Executable):  # sizes that change are not worth it
+        work = found.direct(args, sizes)
+        made = direct.function(args, work, plain) if work else None
+        _short[found] = (made[0], sizes, made[1]) if made else (plain, sizes, None)
+    _last[found] = sizes
 
 
 class Loop:
