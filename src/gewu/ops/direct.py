@@ -153,7 +153,7 @@ _new: Final = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.py_obj
 
 @cache
 def _method() -> tuple[_Definition, llvm.Library]:
-    library = llvm.jit(_TEXT, vectorise=False, cache=Cache(cache_folder()).objects)
+    library = llvm.jit(llvm.words(_TEXT), vectorise=False, cache=Cache(cache_folder()).objects)
     return _Definition(b"launch", library.address("launch"), _FASTCALL, None), library
 
 
@@ -164,10 +164,8 @@ entry:
   %at = getelementptr i8, ptr %self, i64 32
   %table = load ptr, ptr %at
   %count = load i64, ptr %table
-  %blockat = getelementptr i64, ptr %table, i64 2
-  %block = load ptr, ptr %blockat
-  %entriesat = getelementptr i64, ptr %table, i64 7
-  %entries = load ptr, ptr %entriesat
+  %block = word ptr %table 2
+  %entries = word ptr %table 7
   %fits = icmp eq i64 %count, %given
   br i1 %fits, label %argument, label %slow
 argument:
@@ -180,12 +178,9 @@ look:
   %first = mul i64 %i, 16
   %e = getelementptr i64, ptr %entries, i64 %first
   %kind = load i64, ptr %e
-  %typeat = getelementptr i64, ptr %e, i64 1
-  %type = load i64, ptr %typeat
-  %e2 = getelementptr i64, ptr %e, i64 2
-  %second = load i64, ptr %e2
-  %e3 = getelementptr i64, ptr %e, i64 3
-  %third = load i64, ptr %e3
+  %type = word i64 %e 1
+  %second = word i64 %e 2
+  %third = word i64 %e 3
   %owntypeat = getelementptr i8, ptr %arg, i64 8
   %owntype = load i64, ptr %owntypeat
   %typed = icmp eq i64 %owntype, %type
@@ -202,14 +197,12 @@ array:
   %ndat = getelementptr i8, ptr %arg, i64 24
   %nd32 = load i32, ptr %ndat
   %nd = zext i32 %nd32 to i64
-  %e4 = getelementptr i64, ptr %e, i64 4
-  %rank = load i64, ptr %e4
+  %rank = word i64 %e 4
   %ranked = icmp eq i64 %nd, %rank
   %flagsat = getelementptr i8, ptr %arg, i64 64
   %flags32 = load i32, ptr %flagsat
   %flags = zext i32 %flags32 to i64
-  %e5 = getelementptr i64, ptr %e, i64 5
-  %needed = load i64, ptr %e5
+  %needed = word i64 %e 5
   %kept = and i64 %flags, 1281
   %flagged = icmp eq i64 %kept, %needed
   %a1 = and i1 %same, %ranked
@@ -224,11 +217,9 @@ dimension:
   %left = icmp slt i64 %d, %rank
   br i1 %left, label %extent, label %address
 extent:
-  %dimat = getelementptr i64, ptr %dims, i64 %d
-  %dim = load i64, ptr %dimat
+  %dim = word i64 %dims %d
   %place = add i64 %d, 6
-  %wantat = getelementptr i64, ptr %e, i64 %place
-  %want = load i64, ptr %wantat
+  %want = word i64 %e %place
   %d1 = add i64 %d, 1
   %equal = icmp eq i64 %dim, %want
   br i1 %equal, label %dimension, label %slow
@@ -261,14 +252,12 @@ value:
   %known = icmp eq i64 %masked, %third
   br i1 %known, label %next, label %slow
 number:
-  %convertat = getelementptr i64, ptr %table, i64 10
-  %convert = load ptr, ptr %convertat
+  %convert = word ptr %table 10
   %whole = call i64 %convert(ptr %arg)
   %right = icmp eq i64 %whole, %second
   br i1 %right, label %next, label %clear
 clear:
-  %clearat = getelementptr i64, ptr %table, i64 13
-  %clearing = load ptr, ptr %clearat
+  %clearing = word ptr %table 13
   call void %clearing()
   br label %slow
 next:
@@ -276,10 +265,8 @@ next:
   br label %argument
 
 spans:
-  %pairsat = getelementptr i64, ptr %table, i64 9
-  %pairs = load ptr, ptr %pairsat
-  %howmanyat = getelementptr i64, ptr %table, i64 5
-  %howmany = load i64, ptr %howmanyat
+  %pairs = word ptr %table 9
+  %howmany = word i64 %table 5
   br label %span
 span:
   %s = phi i64 [ 0, %spans ], [ %s1, %compare ]
@@ -289,20 +276,13 @@ compare:
   %six = mul i64 %s, 6
   %pair = getelementptr i64, ptr %pairs, i64 %six
   %w = load i64, ptr %pair
-  %p1 = getelementptr i64, ptr %pair, i64 1
-  %wlo = load i64, ptr %p1
-  %p2 = getelementptr i64, ptr %pair, i64 2
-  %whi = load i64, ptr %p2
-  %p3 = getelementptr i64, ptr %pair, i64 3
-  %r = load i64, ptr %p3
-  %p4 = getelementptr i64, ptr %pair, i64 4
-  %rlo = load i64, ptr %p4
-  %p5 = getelementptr i64, ptr %pair, i64 5
-  %rhi = load i64, ptr %p5
-  %wat = getelementptr i64, ptr %block, i64 %w
-  %wbase = load i64, ptr %wat
-  %rat = getelementptr i64, ptr %block, i64 %r
-  %rbase = load i64, ptr %rat
+  %wlo = word i64 %pair 1
+  %whi = word i64 %pair 2
+  %r = word i64 %pair 3
+  %rlo = word i64 %pair 4
+  %rhi = word i64 %pair 5
+  %wbase = word i64 %block %w
+  %rbase = word i64 %block %r
   %wlow = add i64 %wbase, %wlo
   %whigh = add i64 %wbase, %whi
   %rlow = add i64 %rbase, %rlo
@@ -314,14 +294,10 @@ compare:
   br i1 %clean, label %span, label %slow
 
 jobs:
-  %jobsat = getelementptr i64, ptr %table, i64 8
-  %all = load ptr, ptr %jobsat
-  %jobcountat = getelementptr i64, ptr %table, i64 3
-  %jobcount = load i64, ptr %jobcountat
-  %stateat = getelementptr i64, ptr %table, i64 6
-  %state = load ptr, ptr %stateat
-  %postat = getelementptr i64, ptr %table, i64 15
-  %post = load ptr, ptr %postat
+  %all = word ptr %table 8
+  %jobcount = word i64 %table 3
+  %state = word ptr %table 6
+  %post = word ptr %table 15
   br label %job
 job:
   %k = phi i64 [ 0, %jobs ], [ %k1, %done ]
@@ -331,18 +307,14 @@ start:
   %five = mul i64 %k, 5
   %j = getelementptr i64, ptr %all, i64 %five
   %how = load i64, ptr %j
-  %j1 = getelementptr i64, ptr %j, i64 1
-  %what = load ptr, ptr %j1
+  %what = word ptr %j 1
   %k1 = add i64 %k, 1
   %shared = icmp eq i64 %how, 1
   br i1 %shared, label %together, label %alone
 alone:
-  %j2 = getelementptr i64, ptr %j, i64 2
-  %sizes = load ptr, ptr %j2
-  %j3 = getelementptr i64, ptr %j, i64 3
-  %lo = load i64, ptr %j3
-  %j4 = getelementptr i64, ptr %j, i64 4
-  %hi = load i64, ptr %j4
+  %sizes = word ptr %j 2
+  %lo = word i64 %j 3
+  %hi = word i64 %j 4
   call void %what(ptr %block, ptr %sizes, i64 %lo, i64 %hi)
   br label %done
 together:
@@ -356,8 +328,7 @@ done:
   br label %job
 
 check:
-  %flagat = getelementptr i64, ptr %table, i64 4
-  %flag = load ptr, ptr %flagat
+  %flag = word ptr %table 4
   %watched = icmp ne ptr %flag, null
   br i1 %watched, label %astray, label %end
 astray:
@@ -368,17 +339,13 @@ again:
   store i64 0, ptr %flag
   br label %slow
 end:
-  %noneat = getelementptr i64, ptr %table, i64 14
-  %none = load ptr, ptr %noneat
-  %increfat = getelementptr i64, ptr %table, i64 12
-  %incref = load ptr, ptr %increfat
+  %none = word ptr %table 14
+  %incref = word ptr %table 12
   call void %incref(ptr %none)
   ret ptr %none
 slow:
-  %otherat = getelementptr i64, ptr %table, i64 1
-  %other = load ptr, ptr %otherat
-  %vectorat = getelementptr i64, ptr %table, i64 11
-  %vector = load ptr, ptr %vectorat
+  %other = word ptr %table 1
+  %vector = word ptr %table 11
   %result = call ptr %vector(ptr %other, ptr %args, i64 %given, ptr null)
   ret ptr %result
 }

@@ -105,6 +105,12 @@ def attributes(target: str | None = None) -> str:
     return "nounwind" + (' "prefer-vector-width"="512"' if wide else "")
 
 
+def words(text: str) -> str:
+    """Write out `%name = word TYPE %base INDEX` in LLVM text: the load of the 64-bit word of that number from an address on."""
+    made = r"%\1.at = getelementptr i64, ptr %\3, i64 \4\n  %\1 = load \2, ptr %\1.at"
+    return re.sub(r"%(\w+) = word (\w+) %(\w+) (%?\w+)", made, text)
+
+
 def jit(text: str, *, fast: bool = False, vectorise: bool = True, cache: Path | None = None) -> Library:
     """Compile LLVM text for the processor at hand and load it.
 

@@ -131,7 +131,7 @@ def _code() -> tuple[Any, Any, Any, Any]:
     declared = {"x86_64": "declare void @llvm.x86.sse2.pause()", "aarch64": "declare void @llvm.aarch64.hint(i32)"}
     machine = platform.machine()
     text = _TEXT.replace("PAUSE", pause.get(machine, "")) + declared.get(machine, "")
-    library = llvm.jit(text, vectorise=False, cache=Cache(cache_folder()).objects)
+    library = llvm.jit(llvm.words(text), vectorise=False, cache=Cache(cache_folder()).objects)
     kinds = {"rest": "l", "post": "ppp", "serve": "pl", "stop": "pl"}
     types = {"l": ctypes.c_int64, "p": ctypes.c_void_p}
     results = {"post": ctypes.c_int32}
@@ -169,15 +169,13 @@ define internal void @one(ptr %state, i64 %k) {
   %argsat = getelementptr i8, ptr %state, i64 264
   %args = load ptr, ptr %argsat
   %kind = load i64, ptr %job
-  %functionat = getelementptr i64, ptr %job, i64 1
-  %function = load ptr, ptr %functionat
+  %function = word ptr %job 1
   %xat = getelementptr i64, ptr %job, i64 4
   %place = mul i64 %k, 2
   %first = add i64 %place, 8
   %loat = getelementptr i64, ptr %job, i64 %first
   %lo = load i64, ptr %loat
-  %hiat = getelementptr i64, ptr %loat, i64 1
-  %hi = load i64, ptr %hiat
+  %hi = word i64 %loat 1
   %grid = icmp ne i64 %kind, 0
   br i1 %grid, label %blocks, label %nest
 nest:
@@ -186,10 +184,8 @@ nest:
   br label %done
 blocks:
   %x = load i64, ptr %xat
-  %yat = getelementptr i64, ptr %xat, i64 1
-  %y = load i64, ptr %yat
-  %zat = getelementptr i64, ptr %xat, i64 2
-  %z = load i64, ptr %zat
+  %y = word i64 %xat 1
+  %z = word i64 %xat 2
   %gx = trunc i64 %x to i32
   %gy = trunc i64 %y to i32
   %gz = trunc i64 %z to i32
@@ -239,10 +235,8 @@ begin:
   store atomic i32 %cpu, ptr %cpuat monotonic, align 8
   %doneat = getelementptr i8, ptr %state, i64 64
   store atomic i64 0, ptr %doneat monotonic, align 8
-  %countat = getelementptr i64, ptr %job, i64 2
-  %count = load i64, ptr %countat
-  %seatsat = getelementptr i64, ptr %job, i64 3
-  %seats = load i64, ptr %seatsat
+  %count = word i64 %job 2
+  %seats = word i64 %job 3
   %last = load atomic i64, ptr %state monotonic, align 8
   %number = lshr i64 %last, 48
   %following = add i64 %number, 1
