@@ -276,12 +276,12 @@ def _version(program: str, *options: str) -> str:
 
 
 def main() -> int:
-    """Examine all classes, or those asked for, and merge them into the record."""
+    """Examine all classes, or those asked for; only a whole run makes the record, which names one commit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("classes", nargs="*", metavar="CLASS", help="of the benchmark; default: all")
     parser.add_argument("--target", action="append", choices=TARGETS, help="default: all")
     parser.add_argument("--cross", type=Path, default=WORK / "cross", help="folder of bench.ops.peers --cross")
-    parser.add_argument("--record", type=Path, default=RECORD)
+    parser.add_argument("--record", type=Path, help="default: targets.json for all classes and targets, else nothing is kept")
     given = parser.parse_args()
     zig, targets = cross_compiler(given.cross.resolve()), given.target or TARGETS
     missing = sorted(
@@ -293,15 +293,14 @@ def main() -> int:
         return 0
     warnings.simplefilter("ignore")
     folder = build(WORK / "built", ("ptx",))["ptx"]
-    old = {found["class"]: found for found in json.loads(given.record.read_text())["classes"]} if given.record.exists() else {}
+    classes = []
     for cls in given.classes or CLASSES:
-        found = examine(cls, targets, zig, folder)
-        kept = old.get(cls, {}).get("targets", {})
-        old[cls] = found | {"targets": {t: f for t, f in (kept | found["targets"]).items() if t in TARGETS}}
+        classes.append(examine(cls, targets, zig, folder))
+    record = given.record or (None if given.classes or given.target else RECORD)
+    if record:
         tools = {"zig": _version(str(zig), "version"), "qemu": _version("qemu-aarch64", "--version")}
         about = {"machine": machine(), "versions": versions("gewu", "numpy", "llvmlite") | tools, "commit": commit()}
-        ordered = [old[cls] for cls in CLASSES if cls in old]
-        given.record.write_text(json.dumps({**about, "classes": ordered}, indent=1) + "\n")
+        record.write_text(json.dumps({**about, "classes": classes}, indent=1) + "\n")
     return 0
 
 
