@@ -299,7 +299,7 @@ def _quotas(weights: Sequence[float | Fraction]) -> Places:
     total = sum(Fraction(str(weight)) for weight in weights)
     shares = [Fraction(str(weight)) / total for weight in weights]
     slots = SLOTS // (common := math.lcm(*(share.denominator for share in shares))) * common or SLOTS
-    quota = np.diff([int(edge * slots) for edge in np.cumsum([0, *shares])])
+    quota = np.diff([round(edge * slots) for edge in np.cumsum([0, *shares])])
     if quota.min() == 0:
         raise InputError("a weight is too small beside the others", key="weights", value=weights, allowed=f"1/{SLOTS} of the sum")
     return quota
