@@ -148,8 +148,9 @@ def test_lookup_finds_every_shard(kind: str) -> None:
     first = cumulative(sizes)
     edges = np.unique(np.concatenate([first[:-1], first[1:] - np.uint64(1)]).clip(0, first[-1] - np.uint64(1)))
     indices = np.concatenate([rng.integers(0, int(first[-1]), 20_000).astype(np.uint64), edges])
-    shard, row = lookup(first, indices)
-    assert np.array_equal(shard, np.searchsorted(first, indices, "right") - 1)
+    for given in (np.sort(indices), np.sort(indices)[::-1], indices):  # near the one before, and far from it
+        shard, row = lookup(first, given)
+        assert np.array_equal(shard, np.searchsorted(first, given, "right") - 1)
     assert shard.dtype == row.dtype == np.int64 and np.array_equal(first[shard] + row.astype(np.uint64), indices)
     assert (row < np.asarray(sizes)[shard]).all()
 
