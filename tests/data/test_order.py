@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -516,5 +517,11 @@ def test_bad_arguments_are_refused_by_name() -> None:
             call()
 
 
-def test_the_example_in_the_documentation_holds() -> None:
+def test_the_examples_in_the_documentation_hold() -> None:
     assert doctest.testmod(order).failed == 0
+    page = (Path(__file__).parents[2] / "docs" / "data-order.md").read_text(encoding="utf-8")
+    scope: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, scope)
+    assert scope["saved"] == {"order": scope["near"].name, "seed": 1, "epoch": 2, "position": 5120}  # type: ignore[attr-defined]
+    assert len(scope["batch"]) == 128  # type: ignore[arg-type]
