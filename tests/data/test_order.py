@@ -15,10 +15,11 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from gewu.core import permutation
 from gewu.core.errors import InputError
 from gewu.core.random import philox4x32
-from gewu.data import feistel, order
-from gewu.data.order import Mixture, Order, WindowOrder, cumulative, lookup
+from gewu.data import order
+from gewu.data.order import Mixture, Order, Sequential, WindowOrder, cumulative, lookup
 
 Array = NDArray[np.int64]
 MASK = 2**64 - 1
@@ -320,7 +321,7 @@ def test_short_orders_under_many_keys_take_every_pair_of_images(n: int) -> None:
     for other in {1, n // 2, n - 1} - {0}:
         positions = np.stack([start, start + np.uint64(other)], axis=1)
         images = positions.reshape(-1).copy()
-        feistel.shuffle(images, np.append(start, start[-1] + np.uint64(n)), np.uint64(9), False)
+        permutation.shuffle(images, np.append(start, start[-1] + np.uint64(n)), np.uint64(9), False)
         assert pairs(images.reshape(-1, 2) - start[:, None], n) > ALPHA
 
 
@@ -403,7 +404,7 @@ def test_a_rank_slice_that_follows_the_world_would_be_caught() -> None:
     class Strided(Order):
         def rank_slice(
             self, position: int, batch: int, rank: int = 0, world: int = 1, *, drop_last: bool = False
-        ) -> feistel.Indices:
+        ) -> permutation.Indices:
             return self[np.arange(position + rank, min(position + batch, self.n), world)]
 
     made = Strided(1000, seed=1)
@@ -415,6 +416,14 @@ def test_a_run_goes_on_in_the_epoch_of_its_state() -> None:
         again, position = made.again(7, 0).resume(made.state(20))
         assert position == 20 and again.epoch == 3 and np.array_equal(again.take(20, 50), made.take(20, 50))
         assert np.array_equal(pickle.loads(pickle.dumps(made)).take(0, 50), made.take(0, 50))
+
+
+def test_a_sequential_order_has_the_same_face() -> None:
+    made = Sequential(100)
+    assert list(made) == list(range(100)) and made[7] == made.inverse(7) == 7
+    assert train(made, np.random.default_rng(3), 7, False) == list(range(100))
+    with pytest.raises(InputError, match="of other data"):
+        made.resume(Order(100, 0).state(3))
 
 
 # --- mixtures

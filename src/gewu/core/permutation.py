@@ -1,4 +1,4 @@
-"""Shuffling without a table, and finding the shard of a sample: the kernels of `gewu.data.order`, on integers alone.
+"""Shuffling without a table, and what goes with it: finding intervals, and taking turns by quota.  On integers alone.
 
 A permutation of [0, n) is a Feistel network on the pairs (l, r) of [0, a) × [0, 2^k), x = 2^k l + r, with 2^k ≈ √n and
 a = ceil(n / 2^k), so that the domain a 2^k exceeds n by less than 2^k.  Rounds i = 0 ... 9, in turn
@@ -106,11 +106,11 @@ def _find(cumulative: Any, x: Any, low: Any) -> Any:
 
 @_kernel
 def find(cumulative: Indices, indices: Indices) -> tuple[Places, Places]:
-    """Return the shard of every index below cumulative[-1], and its row in the shard."""
-    shard = np.zeros(indices.size, np.int64)
+    """Return the interval j of every index, cumulative[j] <= index < cumulative[j + 1], and its place in the interval."""
+    interval = np.zeros(indices.size, np.int64)
     for i in range(indices.size):
-        shard[i] = _find(cumulative, indices[i], shard[max(0, i - 1)])
-    return shard, (indices - cumulative[shard]).astype(np.int64)
+        interval[i] = _find(cumulative, indices[i], interval[max(0, i - 1)])
+    return interval, (indices - cumulative[interval]).astype(np.int64)
 
 
 @_kernel
