@@ -7,8 +7,9 @@ its own, MDS and Arrow nothing).
 
 `random-1k6` and `random-100k`: samples per second at random. `ratio` compares single reads, against `arrayrecord` the best of
 single and batched reads of both sides; `accuracy` has all: `one`, `batch`, `cold` (files dropped from the page cache first),
-for pictures `decode` (read and decoded by Pillow), and opening: `open_ms`, `open_mb`. `sequential-1k6`: one pass in order, the
-faster way of each side. The other cases are modules of this folder with a `run` of their own.
+for pictures `decode` (read and decoded by Pillow) and `views` (gewu without copying them), and opening: `start_ms` with the import of
+the libraries, `open_ms` without, `process_mb` after it. `sequential-1k6`: one pass in order, the faster way of each side. The
+other cases are modules of this folder with a `run` of their own.
 """
 
 from __future__ import annotations
@@ -212,9 +213,8 @@ def _record(name: str, peer: str, rates: Rates, opened: dict[str, dict[str, Any]
         accuracy = {question: sides(question) for question in ("one", "batch", "cold", "decode") if question in rates}
         accuracy |= {"ways": {f"{s} {w}": _short(r) for s, ways in rates["batch"].items() for w, r in ways.items()}}
     named = dict(zip(opened, ("gewu", "peer"), strict=True))
-    accuracy |= {"open_ms": {named[e]: round(1e3 * a["seconds"], 2) for e, a in opened.items()}}
-    accuracy |= {"open_mb": {named[e]: round(a["open_mb"], 1) for e, a in opened.items()}}
-    accuracy |= {"process_mb": {named[e]: round(a["rss_mb"]) for e, a in opened.items()}}
+    for key, field, factor in (("start_ms", "start", 1e3), ("open_ms", "seconds", 1e3), ("process_mb", "rss_mb", 1)):
+        accuracy[key] = {named[engine]: float(f"{factor * answer[field]:.3g}") for engine, answer in opened.items()}
     return {"case": name, "peer": peer, **compare(both["gewu"], both["peer"], "samples/s"), "accuracy": accuracy}
 
 
