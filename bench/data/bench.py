@@ -6,10 +6,11 @@ objects; gewu checks the CRC-32C of every sample that it reads, the peers as the
 its own, MDS and Arrow nothing).
 
 `random-1k6` and `random-100k`: samples per second at random. `ratio` compares single reads, against `arrayrecord` the best of
-single and batched reads of both sides; `accuracy` has all: `one`, `batch`, `cold` (files dropped from the page cache first),
-for pictures `decode` (read and decoded by Pillow) and `views` (gewu without copying them), and opening: `start_ms` with the import of
-the libraries, `open_ms` without, `process_mb` after it. `sequential-1k6`: one pass in order, the faster way of each side. The
-other cases are modules of this folder with a `run` of their own.
+single and batched reads of both sides; `accuracy` has all: `one`, `batch`, `cold` (files dropped from the page cache first), for
+pictures `decode` (read and decoded by Pillow) and `limits` (samples per second of only copying their bytes, of only computing
+their checksum, and of reading them as views, checked and not copied), and opening: `start_ms` with the import of the libraries,
+`open_ms` without, `process_mb` after it. `sequential-1k6`: one pass in order, the faster way of each side. The other cases are
+modules of this folder with a `run` of their own.
 """
 
 from __future__ import annotations
@@ -169,6 +170,7 @@ def _questions(kind: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         found["cold"] = {"do": "cold", "count": COLD[kind], "way": "one"}
         if kind == "large":
             found["decode"] = {"do": "decode", "seconds": SECONDS}
+            found["limits"] = {"do": "limits", "seconds": SECONDS / 2}
     if any(name.startswith("sequential") for name in names):
         found["scan"] = {"do": "scan", "seconds": 2 * SECONDS}
         found["cold scan"] = {"do": "cold", "count": COUNTS[kind] // 4, "way": "scan"}
@@ -185,7 +187,7 @@ def _turns(ours: Process, theirs: Process, questions: dict[str, dict[str, Any]],
         return rates
     for turn in range(repeats + 1):
         for question, request in questions.items():
-            for side, process in (("gewu", ours), ("peer", theirs)):
+            for side, process in (("gewu", ours), ("peer", theirs)) if question != "limits" else (("gewu", ours),):
                 answer = process.ask(**request)
                 if answer.get("resident", 0) > 0.01:
                     raise RuntimeError(f"{process.engine}: {answer['resident']:.0%} of the files stayed in memory")
@@ -212,6 +214,7 @@ def _record(name: str, peer: str, rates: Rates, opened: dict[str, dict[str, Any]
         both = {side: _best({f"{q} {w}": r for q in questions for w, r in rates[q][side].items()}) for side in ("gewu", "peer")}
         accuracy = {question: sides(question) for question in ("one", "batch", "cold", "decode") if question in rates}
         accuracy |= {"ways": {f"{s} {w}": _short(r) for s, ways in rates["batch"].items() for w, r in ways.items()}}
+        accuracy |= {"limits": {w: _short(r) for w, r in rates["limits"]["gewu"].items()}} if "limits" in rates else {}
     named = dict(zip(opened, ("gewu", "peer"), strict=True))
     for key, field, factor in (("start_ms", "start", 1e3), ("open_ms", "seconds", 1e3), ("process_mb", "rss_mb", 1)):
         accuracy[key] = {named[engine]: float(f"{factor * answer[field]:.3g}") for engine, answer in opened.items()}

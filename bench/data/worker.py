@@ -3,7 +3,7 @@
 Requests (`do`): `pack`, `open` (time, memory), `check` (digests of given samples by every way to read), `random` and `batch`
 (samples per second over the given seconds), `scan`, `decode` (random reads with the JPEG decoded), `evict` (drop the files from
 the page cache) and `versions`. The indices come from a fixed seed, the same for every engine. `cold` stands for: closed, evicted,
-opened again, one pass over few indices.
+opened again, one pass over few indices. `limits` measures what gewu cannot beat.
 
 Evicted means: flushed to the disk, `posix_fadvise(DONTNEED)` on every file while none is mapped, then asked with `mincore` how
 much is still there (`resident`, a share). The disk's own cache, and the host's below a virtual disk, are out of reach.
@@ -160,6 +160,33 @@ class Worker:
                 decode(one(i)["image"])
             done += 16
         return {"rates": {"one": done / spent}}
+
+    def limits(self, seconds: float) -> dict[str, Any]:
+        """Time what bounds gewu, over the same samples in the same order: `views` (checked, nothing copied), `copy` and `crc`.
+
+        `copy` is the time to copy the stored bytes from the map to one buffer, `crc` that to compute their checksum.
+        """
+        from gewu.core.crc32c import crc32c_at
+
+        store, buffer = self.engine.store, np.empty(1 << 20, np.uint8)
+        where = [store.locate(i) for i in self.indices[:4000]]
+        shards = {k: store._shard(k) for k, _ in where}
+        maps = {k: np.frombuffer(shard.buffer, np.uint8) for k, shard in shards.items()}
+        spans = [(k, *map(int, shards[k].offsets[row : row + 2])) for k, row in where]
+        ways = {
+            "views": lambda n: shards[where[n][0]].raw(where[n][1]),
+            "copy": lambda n: np.copyto(buffer[: spans[n][2] - spans[n][1]], maps[spans[n][0]][spans[n][1] : spans[n][2]]),
+            "crc": lambda n: crc32c_at(shards[spans[n][0]].address + spans[n][1], spans[n][2] - spans[n][1]),
+        }
+        rates = {}
+        for name, way in ways.items():
+            done, started = 0, time.perf_counter()
+            while (spent := time.perf_counter() - started) < seconds:
+                for n in range(200):
+                    way((done + n) % len(where))
+                done += 200
+            rates[name] = done / spent
+        return {"rates": rates}
 
     def cold(self, count: int, way: str) -> dict[str, Any]:
         """Time one pass over `count` samples that are on the disk only: `one`, `batch` or `scan` (from the first sample on)."""
