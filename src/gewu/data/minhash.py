@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from gewu.core.device import load_numba
 from gewu.core.errors import InputError
 from gewu.data.language import HAN, KANA, codes, fold
+from gewu.data.text import text_of
 
 numba = load_numba()
 
@@ -107,11 +108,12 @@ def _similar(sets, starts, i, sets2, starts2, j, most, threshold):  # type: igno
         last = sets[p_end - 1] if p_end - p == most else np.uint32(0xFFFFFFFF)
         last = min(last, sets2[q_end - 1]) if q_end - q == most else last
         both = union = 0
-        while (p < p_end and sets[p] <= last) or (q < q_end and sets2[q] <= last):
-            x = sets[p] if p < p_end else np.uint32(0xFFFFFFFF)
-            y = sets2[q] if q < q_end else np.uint32(0xFFFFFFFF)
-            p, q = p + (x <= y and p < p_end), q + (y <= x and q < q_end)
-            both, union = both + (x == y), union + 1
+        while True:
+            one, two = p < p_end and sets[p] <= last, q < q_end and sets2[q] <= last
+            if not (one or two):
+                break
+            left, right = one and (not two or sets[p] <= sets2[q]), two and (not one or sets2[q] <= sets[p])
+            p, q, both, union = p + left, q + right, both + (left and right), union + 1
         out[pair] = both >= threshold * union - 1e-9
     return out
 
@@ -203,17 +205,16 @@ class Dedup:
             raise InputError("no such deduplication", key=self.name, value=(self.hashes, self.bands), allowed=allowed)
 
     def sketch(self, samples: Sequence[dict[str, Any]]) -> Sketch:
-        """Return what is to be known of the samples of one piece.
+        """Return what is to be known of the samples of one piece, or of a part of one: sketches of parts are concatenated.
 
         Returns:
-            "exact" uint64 (n, 2), "signature" uint32 (n, hashes), "shingles" uint32 sorted for each text, "starts" int64 (n + 1).
+            "exact" uint64 (n, 2), "signature" uint32 (n, hashes), "counts" uint32 (n), "shingles" uint32 (sum of counts).
         """
-        texts = [sample[self.field] for sample in samples]
+        texts = [text_of(sample, self.field, self.name) for sample in samples]
         cuts = np.cumsum([len(text) for text in texts]) // _CHUNK
         blocks = np.split(np.arange(len(texts)), 1 + np.flatnonzero(np.diff(cuts)))
         parts = [self._sketch([texts[i] for i in block]) for block in blocks]
-        whole = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        return whole | {"starts": np.concatenate([[0], np.cumsum(whole["starts"])])}
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     def _sketch(self, texts: Sequence[str]) -> Sketch:
         values, starts = shingles(texts, self.ngram)
@@ -227,10 +228,12 @@ class Dedup:
         kept = np.arange(len(keys)) - np.repeat(begin[:-1], counts) < self.most
         exact = np.frombuffer(b"".join(map(_digest, texts)), "<u8").reshape(-1, 2)
         found = {"exact": exact, "signature": signature, "shingles": keys[kept].astype(np.uint32)}
-        return found | {"starts": np.minimum(counts, self.most)}
+        return found | {"counts": np.minimum(counts, self.most).astype(np.uint32)}
 
     def join(self, sketches: Sequence[Sketch]) -> list[NDArray[np.bool_]]:
         """Return for each piece which of its samples to keep: the first of every cluster, in the order of the pieces."""
+        if not sketches:
+            return []
         first = self.clusters(sketches)
         return np.split(first == np.arange(len(first)), np.cumsum([len(sketch["exact"]) for sketch in sketches])[:-1])
 
@@ -238,17 +241,17 @@ class Dedup:
         """Return for each sample of all pieces the number of the first sample of its cluster."""
         offsets = np.concatenate([[0], np.cumsum([len(sketch["exact"]) for sketch in sketches])]).astype(np.int64)
         first = np.arange(offsets[-1])
-        if self.exact and len(first):
+        if self.exact:
             keys = np.concatenate([sketch["exact"] for sketch in sketches])
             order = np.lexsort((keys[:, 1], keys[:, 0]))
             same = (keys[order][1:] == keys[order][:-1]).all(axis=1)
             _unite(first, order[:-1][same], order[1:][same])
-        members = np.flatnonzero(
-            np.concatenate([np.diff(s["starts"]) for s in sketches] or [first]) * (first == np.arange(len(first)))
-        )
+        sizes = np.concatenate([sketch["counts"] for sketch in sketches])
+        members = np.flatnonzero((sizes > 0) & (first == np.arange(len(first))))
+        starts = [np.concatenate([[0], np.cumsum(sketch["counts"], dtype=np.int64)]) for sketch in sketches]
         for band in range(self.bands if self.threshold <= 1 else 0):
             i, j = self._candidates(sketches, first, members, band)
-            passed = self._check(sketches, offsets, i, j)
+            passed = self._check(sketches, starts, offsets, i, j)
             _unite(first, i[passed], j[passed])
         return first
 
@@ -261,13 +264,13 @@ class Dedup:
         apart = first[i] != first[j]
         return np.divmod(_distinct(i[apart] * len(first) + j[apart]), len(first))
 
-    def _check(self, sketches: Sequence[Sketch], offsets: Ints, i: Ints, j: Ints) -> NDArray[np.bool_]:
+    def _check(self, sketches: Sequence[Sketch], starts: Sequence[Ints], offsets: Ints, i: Ints, j: Ints) -> NDArray[np.bool_]:
         """Tell which pairs are similar enough, pieces by pieces, so that two sketches are needed at a time."""
         passed = np.zeros(len(i), np.bool_)
         p, q = np.searchsorted(offsets, i, "right") - 1, np.searchsorted(offsets, j, "right") - 1
         groups, where = np.unique(p * len(sketches) + q, return_inverse=True)
         for group, (a, b) in enumerate(zip(*np.divmod(groups, len(sketches)), strict=True)):
-            at, found = np.flatnonzero(where == group), [sketches[a][key] for key in ("shingles", "starts")]
-            pairs = i[at] - offsets[a], sketches[b]["shingles"], sketches[b]["starts"], j[at] - offsets[b]
-            passed[at] = _similar(*found, *pairs, self.most, self.threshold)
+            at, sets = np.flatnonzero(where == group), (sketches[a]["shingles"], sketches[b]["shingles"])
+            left, right = (sets[0], starts[a], i[at] - offsets[a]), (sets[1], starts[b], j[at] - offsets[b])
+            passed[at] = _similar(*left, *right, self.most, self.threshold)
         return passed
