@@ -151,6 +151,9 @@ class Language:
         return schema.with_fields({self.column: "text"})
 
 
+_LETTER: Final = re.compile(r"[^\W\d_]")
+
+
 def _again(parts: Sequence[str]) -> tuple[float, float]:
     """Return the share of parts, and of their characters, that repeat an earlier part."""
     once, total = set(parts), sum(map(len, parts))
@@ -245,7 +248,7 @@ class Quality:
             "symbols": (text.count("#") + text.count("...") + text.count("…")) / n,
             "bullets": sum(line[0] in "-*•‣▪●" for line in lines) / m,
             "ellipses": sum(line.endswith(("...", "…")) for line in lines) / m,
-            "wordless": sum(not (word.isalpha() or re.search(r"[^\W\d_]", word)) for word in words) / n,
+            "wordless": sum(not _LETTER.search(word) for word in words if not word.isalpha()) / n,
             "unpunctuated": sum(line.rstrip("\"'”’»)")[-1:] not in set(".!?:;。！？：；…") for line in lines) / m,
         }
         found["lines"], found["line_characters"] = _again(lines)
