@@ -23,7 +23,7 @@ import numpy as np
 
 from gewu.core.files import write_atomic
 from gewu.data import language
-from gewu.data.plain import strip_html, strip_troff
+from gewu.formats.markup import strip_html, strip_troff
 
 LANGUAGES = ["en", "de", "fr", "es", "it", "pt", "nl", "pl", "cs", "sv", "da", "fi", "tr", "hu", "ru", "uk"]
 SOURCES = "manpages manpages-dev manpages-XX libreoffice-help-XX gnome-user-docs fortunes-XX (C4 for en)"

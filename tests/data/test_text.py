@@ -23,9 +23,9 @@ from gewu.data.language import identify, stop_words
 from gewu.data.minhash import Dedup
 from gewu.data.piece import Reject
 from gewu.data.pii import MaskPII
-from gewu.data.plain import strip_html, strip_troff
 from gewu.data.text import Decode, Language, Normalise, Plain, Quality, _ngrams
 from gewu.data.tokens import BEGIN, END, PAD, Tokenise
+from gewu.formats.markup import strip_html, strip_troff
 
 C4 = Path(__file__).resolve().parents[3] / "shared/data/learn/c4_validation_sample.jsonl.xz"
 
@@ -255,7 +255,7 @@ def test_every_language_has_stop_words_that_its_sentences_use() -> None:
 def test_hostile_markup_costs_one_pass() -> None:
     """200 kB of each; anything quadratic would need minutes each. The limit is for a machine that is busy."""
     program = """
-from gewu.data.plain import strip_html, strip_troff
+from gewu.formats.markup import strip_html, strip_troff
 for unit in ("<div>", "<a", "<!--", "<script>", "<a x=\\"", "<![CDATA[", "&lt", "</script  ", "<",
              "<p><b>", "<a 'b=", "&#x", "<pre> "):
     strip_html(unit * (200000 // len(unit)))

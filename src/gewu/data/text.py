@@ -23,7 +23,7 @@ from gewu.core.errors import InputError
 from gewu.data.fields import Schema
 from gewu.data.language import identify, stop_words
 from gewu.data.piece import Reject
-from gewu.data.plain import strip_html, strip_troff
+from gewu.formats.markup import strip_html, strip_troff
 
 Sample = dict[str, Any]
 
