@@ -103,6 +103,8 @@ def test_decoding() -> None:
     assert replace(stage, fallback="cp1252")({"raw": b"caf\xe9 \x81"}) == {"text": "café \ufffd"}
     assert stage({"raw": b"\xff\xfea"}) == Reject("invalid-utf8", "byte 2")  # half a UTF-16 character
     assert stage.schema(Schema.of({"raw": "bytes", "n": "int64"})).names == ("n", "text")
+    with pytest.raises(InputError, match="decode: raw: is no bytes"):
+        stage({"raw": "text"})
 
 
 def test_normal_form() -> None:

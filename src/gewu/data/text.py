@@ -59,14 +59,16 @@ class Decode:
 
     def __call__(self, sample: Sample) -> Sample | Reject:
         """Return the changed sample, or why it is refused."""
-        data, rest = bytes(sample[self.field]), {key: value for key, value in sample.items() if key != self.field}
+        data, rest = sample.get(self.field), {key: value for key, value in sample.items() if key != self.field}
+        if not isinstance(data, bytes):
+            raise InputError("is no bytes", key=f"{self.name}: {self.field}", value=data, hint=f"fields: {', '.join(sample)}")
         utf16 = data[:2] in {b"\xff\xfe", b"\xfe\xff"}
         try:
             return {**rest, self.out: data.decode("utf-16" if utf16 else "utf-8-sig")}
         except UnicodeDecodeError as error:
             if not self.fallback and self.errors == "strict":
                 return Reject("invalid-utf8", f"byte {error.start}")
-        return {**rest, self.out: data.decode(self.fallback or "utf-8", self.errors if self.fallback == "" else "replace")}
+        return {**rest, self.out: data.decode(self.fallback or "utf-8", "replace")}
 
     def schema(self, schema: Schema) -> Schema:
         """Return the schema of what comes out."""
