@@ -104,7 +104,7 @@ def _common(shingles, starts, order, posting_starts, threshold):  # type: ignore
 
 def true_pairs(texts: list[str], threshold: float = 0.8, ngram: int = NGRAM) -> tuple[np.ndarray, np.ndarray]:
     """Return every pair of texts whose sets of shingles have a Jaccard similarity of at least `threshold`."""
-    from gewu.data.minhash import shingles
+    from gewu.core.minhash import shingles
 
     values, starts = shingles(texts, ngram)
     sets = [np.unique(values[a:b]) for a, b in itertools.pairwise(starts)]
