@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import dataclasses
 import gzip
 import io
 import json
@@ -18,15 +20,14 @@ import numpy as np
 import pytest
 
 from gewu.core.errors import InputError
-from gewu.data.convert import FORMATS, export, format_of, source
-from gewu.data.convert.archives import ArchivePiece
+from gewu.data.convert import WRITERS, export, folder_source, format_of, source
 from gewu.data.convert.fit import field_name, merged, type_of
-from gewu.data.convert.folders import folder_source
-from gewu.data.convert.tables import LinesPiece, jsonl_source
 from gewu.data.fields import Schema
 from gewu.data.piece import Reject
 from gewu.data.shard import write_shards
 from gewu.data.store import Store, open_shards
+from gewu.formats import folder as folder_files
+from gewu.formats import jsonl
 
 pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402
@@ -167,7 +168,7 @@ def test_an_unknown_format_lists_those_that_are_known(tmp_path: Path) -> None:
     store = stored(tmp_path / "store", [{"a": 1}], {"a": "int64"})
     with pytest.raises(InputError, match="'csv'.*allowed: ") as error:
         export(store, tmp_path / "out", "csv")
-    assert all(name in str(error.value) for name in FORMATS)
+    assert all(name in str(error.value) for name in WRITERS)
     (tmp_path / "x.dat").write_bytes(b"\1\2\3")
     with pytest.raises(InputError, match=r"x\.dat: format is not known.*jsonl, .*parquet"):
         source(tmp_path / "x.dat")
@@ -324,11 +325,9 @@ def test_pieces_of_a_file_cover_every_line_once(tmp_path: Path) -> None:
         file.write_bytes((b"\xef\xbb\xbf" + end.join(lines).encode()) + (b"" if end == "\n" else end.encode()))
         for step in (1, 7, 50, 1000, 10**6):
             size = file.stat().st_size
-            pieces = (
-                [LinesPiece(f"p{s}", str(file), s, s + step) for s in range(0, size, step)] if step > 1 or end == "\n" else []
-            )
-            found = [sample["n"] for piece in pieces for _, sample in piece.raw()]
-            assert found == list(range(300)) or not pieces
+            starts = range(0, size, step) if step > 1 or end == "\n" else ()
+            found = [sample["n"] for start in starts for _, sample in jsonl.records(str(file), start, start + step)]
+            assert found == list(range(300)) or not starts
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst", ".bz2"])
@@ -339,7 +338,7 @@ def test_compressed_lines(suffix: str, tmp_path: Path) -> None:
         with pa.CompressedOutputStream(str(file), "zstd") as stream:
             stream.write(data)
     else:
-        pack = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": __import__("bz2").compress}[suffix]
+        pack = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}[suffix]
         file.write_bytes(pack(data[:20_000]) + pack(data[20_000:]))  # members one after the other, as `cat` makes
     assert [sample["n"] for sample in read(file)[1]] == list(range(60_000))
     file.write_bytes(file.read_bytes()[: -len(file.read_bytes()) // 3])
@@ -472,9 +471,7 @@ def test_folders_come_back(tmp_path: Path) -> None:
 
 
 def test_a_flat_folder_of_many_files_is_cut_by_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gewu.data.convert import folders
-
-    monkeypatch.setattr(folders, "RANGE_FILES", 100)
+    monkeypatch.setattr(folder_files, "RANGE_FILES", 100)
     names = [f"{k * 7919 % 1000:03d}.txt" for k in range(1000)]
     for name in names:
         (tmp_path / name).write_text(name)
@@ -569,11 +566,8 @@ def test_results_of_gewu(tmp_path: Path) -> None:
     assert types["position"] == "float64[*,3]" and types["temperature"] == "float32" and len(samples) == 12
     assert same(samples[6]["position"], arrays["position"][1]) and same(samples[6]["kind"], arrays["kind"])
     assert samples[6]["temperature"] == float(arrays["temperature"][1]) and same(samples[6]["wave"], arrays["wave"])
-    rejects = [
-        sample
-        for piece in source(tmp_path, along="time").pieces
-        for sample in type(piece)(piece.name, piece.path, "space", schema=piece.schema).samples()
-    ]
+    pieces = [dataclasses.replace(piece, args=("space",)) for piece in source(tmp_path).pieces]
+    rejects = [sample for piece in pieces for sample in piece.samples()]
     assert [r.reason for r in rejects] == ["damaged"] * 2 and "along: has no such dimension" in rejects[0].where
     (tmp_path / "b.result" / "arrays.nc").write_bytes(b"no")
     _, samples = read(tmp_path)
@@ -626,9 +620,8 @@ def test_formats_are_recognised_by_content(tmp_path: Path) -> None:
     assert format_of(many) == "jsonl" and [sample["a"] for sample in read(many)[1]] == [0, 1, 2]
 
 
-def test_jsonl_options(tmp_path: Path) -> None:
+def test_the_limit_of_lines(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n{"a": "' + "x" * 100 + '"}\n{"a": 2}\n')
-    found = [sample for piece in jsonl_source([str(tmp_path / "x.jsonl")], line_bytes=50).pieces for sample in piece.samples()]
+    _, found = read(tmp_path / "x.jsonl", line_bytes=50)
     assert found[0] == {"a": 1} and found[2] == {"a": 2} and found[1].reason == "line-too-long"
-    assert ArchivePiece("x", "y").limits.member_bytes == 256 << 20
     assert os.path.basename(found[1].where).startswith("x.jsonl:2")

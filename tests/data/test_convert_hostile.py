@@ -26,10 +26,13 @@ import pytest
 
 from gewu.core.errors import InputError, StoreError
 from gewu.data.convert import source
-from gewu.data.convert.archives import ArchivePiece, npy_array
+from gewu.data.convert.fit import RecordPiece
+from gewu.data.convert.folders import FolderPiece
 from gewu.data.fields import Schema
 from gewu.data.piece import Reject
-from gewu.formats.archive import Limits
+from gewu.formats import archive, folder
+from gewu.formats.archive import npy_array
+from gewu.formats.packed import LIMITS, Limits
 
 pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402
@@ -45,6 +48,10 @@ def drain(path: Path, schema: Schema | None = TEXT, **options: Any) -> tuple[lis
     assert all(path.name in reject.where for reject in rejects), rejects
     assert all(reject.reason.replace("-", "").isalnum() and len(reject.reason) < 30 for reject in rejects)
     return [sample for sample in found if not isinstance(sample, Reject)], rejects
+
+
+def archived(path: str, limits: Limits = LIMITS) -> list[Any]:
+    return list(RecordPiece("p", path, (limits,), reader=archive.records, schema=TEXT).samples())
 
 
 def tar_of(path: Path, *members: tuple[str, bytes | tarfile.TarInfo], form: int = tarfile.GNU_FORMAT) -> Path:
@@ -232,11 +239,11 @@ def test_bombs(tmp_path: Path) -> None:
     tar_of(tmp_path / "x.tar", good(1), ("bomb.txt", bomb), good(2))
     (tmp_path / "x.tar.gz").write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes()))
     for name in ("x.zip", "x.tar.gz"):
-        found = list(ArchivePiece("p", str(tmp_path / name), limits=limits, schema=TEXT).samples())
+        found = archived(str(tmp_path / name), limits)
         assert found[0]["txt"] == "ok" and found[1].reason == "damaged" and "a bomb" in found[1].where and len(found) == 2
-    assert len(list(ArchivePiece("p", str(tmp_path / "x.tar"), limits=limits, schema=TEXT).samples())) == 3  # as large as it says
+    assert len(archived(str(tmp_path / "x.tar"), limits)) == 3  # as large as it says
     small = Limits(member_bytes=1000)
-    found = list(ArchivePiece("p", str(tmp_path / "x.zip"), limits=small, schema=TEXT).samples())
+    found = archived(str(tmp_path / "x.zip"), small)
     assert [f.reason for f in found if isinstance(f, Reject)] == ["member-too-large"]
 
 
@@ -252,15 +259,15 @@ def test_members_of_zip_that_lie_or_overlap(tmp_path: Path) -> None:
     many = entry * 300  # three hundred times the same bytes
     end = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 300, 300, len(many), len(local), 0)
     (tmp_path / "x.zip").write_bytes(local + many + end)
-    found = list(ArchivePiece("p", str(tmp_path / "x.zip"), schema=TEXT).samples())
+    found = archived(str(tmp_path / "x.zip"))
     assert found[-1].reason == "damaged" and "a bomb" in found[-1].where and len(found) < 30
     lying = entry.replace(struct.pack("<I", 4 << 20), struct.pack("<I", 100))
     end = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 1, 1, len(lying), len(local), 0)
     (tmp_path / "x.zip").write_bytes(local + lying + end)
-    found = list(ArchivePiece("p", str(tmp_path / "x.zip"), schema=TEXT).samples())
+    found = archived(str(tmp_path / "x.zip"))
     assert [f.reason for f in found] == ["damaged-member"] and "x.zip: 'a.txt'" in found[0].where
     (tmp_path / "x.zip").write_bytes((local + many + end)[:-30])
-    assert [f.reason for f in ArchivePiece("p", str(tmp_path / "x.zip"), schema=TEXT).samples()] == ["damaged"]
+    assert [f.reason for f in archived(str(tmp_path / "x.zip"))] == ["damaged"]
 
 
 # Arrays -----------------------------------------------------------------------------------------------------------------------
@@ -499,8 +506,6 @@ def test_frames_that_are_wrong(text: str, what: str, tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gewu.data.convert import folders
-
     root = tmp_path / "root"
     (root / "sub").mkdir(parents=True)
     (tmp_path / "outside").mkdir()
@@ -515,15 +520,15 @@ def test_what_is_no_file_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with open(os.path.join(os.fsencode(root), b"h\xff.txt"), "wb") as file:
         file.write(b"x")
     piece = source(root, content="text").pieces[0]
-    found = list(folders.FolderPiece("p", str(root), piece.folders, "text", file_bytes=100, schema=piece.schema).samples())
+    found = list(FolderPiece("p", str(root), piece.group, "text", file_bytes=100).samples())
     assert [f["path"] for f in found if not isinstance(f, Reject)] == ["a.txt"]
-    reasons = {Path(f.where).name: f.reason for f in found if isinstance(f, Reject)}
+    reasons = {Path(f.where).name.split(":")[0]: f.reason for f in found if isinstance(f, Reject)}
     assert reasons == {"b.txt": "invalid-utf8", "c.txt": "not-a-file", "d": "not-a-file", "e": "not-a-file", "f.txt": "not-a-file",
                        "g.txt": "too-large", "h\\udcff.txt": "invalid-utf8"}  # fmt: skip
-    real = folders.read_at
+    real = folder.read_at
 
-    def growing(folder: int, name: str, limit: int) -> bytes:
-        return real(folder, name, limit) if name != "a.txt" else _change(root / name, lambda: real(folder, name, limit))
+    def growing(where: int, name: str, limit: int) -> bytes:
+        return real(where, name, limit) if name != "a.txt" else _change(root / name, lambda: real(where, name, limit))
 
     def _change(path: Path, then: Any) -> bytes:
         read, calls = os.read, []
@@ -539,8 +544,8 @@ def test_what_is_no_file_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
             patch.setattr(os, "read", slow)
             return bytes(then())
 
-    monkeypatch.setattr(folders, "read_at", growing)
-    changed = next(iter(folders.FolderPiece("p", str(root), ("",), "text", schema=piece.schema).samples()))
+    monkeypatch.setattr(folder, "read_at", growing)
+    changed = next(iter(FolderPiece("p", str(root), folder.Group(("",)), "text").samples()))
     assert isinstance(changed, Reject) and changed.reason == "changed"
 
 
