@@ -4,15 +4,17 @@ Nothing is extracted: a member is a name and its bytes. What is no regular file 
 larger than `Limits` say, or has a name that leads outside comes as a refusal in its place; a damaged or truncated archive raises.
 Memory holds one sample and at most one extended header, whatever sizes are declared.
 
-Members of one basename are one sample, their extensions its fields: `a/1.jpg` and `a/1.cls` make {"key": "a/1", "jpg": ..., "cls": ...};
-of `1.caption.txt` the field is `caption`. By the last part of the extension, txt and json are text, cls is an integer, npy is an
-array (never unpickled), all else bytes. Members of one sample stand together, as every writer of WebDataset has them.
+Members of one basename are one sample, their extensions its fields: `a/1.jpg` and `a/1.cls` make {"key": "a/1", "jpg": ...,
+"cls": ...}; of `1.caption.txt` the field is `caption`. By the last part of the extension, txt and json are text, cls is an
+integer, npy is an array (never unpickled), all else bytes. Members of one sample stand together, as every writer of WebDataset
+has them.
 References: POSIX.1-2017 (pax, ustar); GNU tar's long names and base-256 numbers; PKWARE APPNOTE 6.3.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import stat
 import tarfile
 import zipfile
@@ -22,9 +24,11 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 
+from gewu.core.errors import InputError
 from gewu.formats.packed import LIMITS, Limits, Record, opened
 
 _BLOCK: Final = 512
+_KEY: Final = re.compile(r"([^/.\0\\][^/\0\\]*/)*[^/.\0\\]+")
 IMAGES: Final = frozenset(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"))
 SUFFIXES: Final = IMAGES | {"txt", "text", "json", "cls", "npy", "bin"}
 
@@ -169,13 +173,6 @@ def npy_bytes(array: Any) -> bytes:
     return buffer.getvalue()
 
 
-def tar_member(name: str, data: bytes) -> bytes:
-    """Return a file as a member of a tar archive; at the end of the archive stand 1024 zeros."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    return info.tobuf(tarfile.PAX_FORMAT) + data + bytes(-len(data) % _BLOCK)
-
-
 def _members(path: str, limits: Limits) -> Iterator[Member]:
     if zipfile.is_zipfile(path):
         yield from zip_members(path, limits)
@@ -227,7 +224,28 @@ def records(path: str, limits: Limits = LIMITS) -> Iterator[Record]:
         yield f"{path}: {sample['key']!r}", sample
 
 
-def extension_for(field: str, data: bytes, kind: str) -> str:
+def sample_bytes(key: str, values: dict[str, tuple[str, Any]]) -> bytes:
+    """Return a sample as members of a tar archive that `records` reads back; at the end of an archive stand 1024 zeros.
+
+    Args:
+        key: their name without extension.
+        values: by field the kind of a value ("array", "text", "image" or "bytes") and the value.
+
+    Raises:
+        InputError: the key cannot name files, or there is no value.
+    """
+    if not _KEY.fullmatch(key) or not values:
+        raise InputError("cannot name the files of a sample", key="key", value=key, hint="leave `key` out, or change it")
+    parts = []
+    for field, (kind, value) in values.items():
+        data = npy_bytes(value) if kind == "array" else value.encode() if kind == "text" else bytes(value)
+        info = tarfile.TarInfo(f"{key}.{_extension(field, data, kind)}")
+        info.size = len(data)
+        parts += [info.tobuf(tarfile.PAX_FORMAT), data, bytes(-len(data) % _BLOCK)]
+    return b"".join(parts)
+
+
+def _extension(field: str, data: bytes, kind: str) -> str:
     """Return the extension under which `records` gives a field back: of kind "array", "text", "image" or "bytes"."""
     last = field.rpartition(".")[2].lower()
     if kind == "image":

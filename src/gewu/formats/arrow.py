@@ -1,7 +1,7 @@
 """Rows of Parquet and Arrow files as records, and records as such files.
 
-Lists of numbers become arrays, structures with `bytes` (pictures, as Hugging Face keeps them) those bytes, decimals and dates text,
-other structures and maps stay what Python makes of them. A null among numbers leaves a list that is no array.
+Lists of numbers become arrays, structures with `bytes` (pictures, as Hugging Face keeps them) those bytes, decimals and dates
+text; other structures and maps stay what Python makes of them. A null among numbers leaves a list that is no array.
 """
 
 from __future__ import annotations

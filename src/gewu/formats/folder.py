@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Final, NamedTuple
 
 from gewu.core.errors import InputError
 from gewu.core.files import open_folder, read_at
 from gewu.formats.packed import Record
+from gewu.formats.recognise import PICTURES
 
 RANGE_FILES: Final = 262_144
 FILE_BYTES: Final = 256 << 20
@@ -92,3 +93,14 @@ def records(root: str, group: Group, file_bytes: int = FILE_BYTES) -> Iterator[R
                     yield path, error.message
         finally:
             os.close(descriptor)
+
+
+def content_of(root: str, group: Group) -> str:
+    """Return what the first 64 files are: "image" (nine of ten), "text" (UTF-8 without NUL) or "bytes"."""
+    first = [record["data"] for _, record in islice(records(root, group), 64) if not isinstance(record, str)]
+    if first and sum(data.startswith(PICTURES) for data in first) * 10 >= len(first) * 9:
+        return "image"
+    try:
+        return "bytes" if any("\0" in data.decode() for data in first) else "text"
+    except UnicodeDecodeError:
+        return "bytes"

@@ -29,8 +29,8 @@ def records(path: str, start: int = 0, stop: int = 1 << 62, line_bytes: int = LI
     """Yield the object of each line that begins in [start, stop) and is not blank.
 
     Returns:
-        (file:line, object), or the reason of a refusal: line-too-long, invalid-utf8, not-json, too-deep or not-an-object. Lines of
-        a range that is not the first are counted from its first byte.
+        (file:line, object), or the reason of a refusal: line-too-long, invalid-utf8, not-json, too-deep or not-an-object.
+        Lines of a range that is not the first are counted from its first byte.
     """
     with opened(path) as stream:
         at, number = start, 0
@@ -45,6 +45,11 @@ def records(path: str, start: int = 0, stop: int = 1 << 62, line_bytes: int = LI
                 yield f"{where}: more than {line_bytes} bytes", "line-too-long"
             elif line := line.strip():
                 yield _parsed(line, where)
+
+
+def text(value: Any) -> str:
+    """Return a value as compact JSON, strings as they are."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _parsed(line: bytes, where: str) -> Record:

@@ -110,7 +110,7 @@ def _indexed(path: str, along: str, arrays: dict[str, Any], common: dict[str, An
 
 
 def described(path: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the units of what `records` yields, by name, and the attributes of the file that are text; empty when it is damaged."""
+    """Return the units of what `records` yields, by name, and the file's attributes that are text; empty when it is damaged."""
     units: dict[str, str] = {}
     try:
         if os.path.isdir(path):

@@ -43,8 +43,8 @@ class Limits:
 
 
 LIMITS: Final = Limits()
-DAMAGE: Final = (InputError, ValueError, TypeError, LookupError, EOFError, NotImplementedError, MemoryError, RuntimeError, SystemError,
-                 zlib.error, lzma.LZMAError, struct.error)  # fmt: skip
+DAMAGE: Final = (InputError, ValueError, TypeError, LookupError, EOFError, MemoryError, RuntimeError, SystemError, zlib.error,
+                 lzma.LZMAError, struct.error)  # fmt: skip
 """What reading damaged content raises here and in the libraries below; an OSError with a number is the system's refusal."""
 
 

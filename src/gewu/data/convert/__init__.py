@@ -22,7 +22,7 @@ from gewu.data.convert import archives, mds, results, tables
 from gewu.data.convert.folders import export_folder, folder_source
 from gewu.data.fields import Schema
 from gewu.data.piece import Source
-from gewu.formats.packed import DAMAGE, opened
+from gewu.formats import recognise
 
 if TYPE_CHECKING:
     from gewu.data.store import Store, Subset
@@ -50,20 +50,8 @@ WRITERS: Final[dict[str, Callable[..., int]]] = {
     "mds": mds.export_mds,
     "hdf5": results.export_hdf5,
 }
-SHARD_BYTES: Final = 64 << 20
+SHARD_BYTES, MOST_SHARDS = 64 << 20, 100_000
 _ROLLED, _FOLDERS = ("webdataset", "mds", "hdf5"), ("webdataset", "mds", "hdf5", "folder")
-_SUFFIXES: Final = {suffix: kind for kind, text in {
-    "jsonl": ".jsonl .ndjson .json", "parquet": ".parquet .pq", "arrow": ".arrow .feather", "webdataset": ".tar .tgz .zip",
-    "results": ".h5 .hdf5 .nc", "extxyz": ".extxyz .xyz"}.items() for suffix in text.split()}  # fmt: skip
-_MAGIC: Final = {b"PAR1": "parquet", b"ARROW1": "arrow", b"PK\3\4": "webdataset", b"\x89HDF": "results"}
-
-
-def _head(path: str) -> bytes:
-    try:
-        with opened(path) as stream:
-            return stream.read(1024)
-    except (*DAMAGE, OSError):
-        return b""
 
 
 def format_of(path: str | Path) -> str | None:
@@ -73,33 +61,28 @@ def format_of(path: str | Path) -> str | None:
 
 def _found(path: str) -> tuple[str | None, list[str]]:
     """Return the format of what lies at a path, and the files or folders that are to be read."""
-    if os.path.isdir(path):
-        return _in_folder(path)
-    if not os.path.isfile(path):
-        return None, [path]
-    head, name = _head(path), os.path.basename(path).lower()
-    for suffix in (".gz", ".xz", ".bz2", ".zst"):
-        name = name.removesuffix(suffix)
-    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), _SUFFIXES.get(os.path.splitext(name)[1]))
-    return "webdataset" if head[257:262] == b"ustar" else kind or ("jsonl" if head.startswith(b'{"') else None), [path]
-
-
-def _in_folder(path: str) -> tuple[str, list[str]]:
+    if not os.path.isdir(path):
+        return recognise.format_of(path), [path]
     with os.scandir(path) as entries:
-        names = sorted(entry.name for entry in islice(entries, 100_000))
+        names = sorted(entry.name for entry in islice(entries, MOST_SHARDS + 1))
     files = [os.path.join(path, n) for n in names if n[0] != "." and not n.lower().startswith(("readme", "licen"))
              and not n.endswith(tables.SIDE)]  # fmt: skip
+    if len(names) > MOST_SHARDS:
+        return "folder", [path]
     if "shards" in names and ("versions" in names or "catalogue" in names):
         return "store", [path]
     if "index.json" in names and (
-        any(".mds" in name for name in names) or b'"shards"' in _head(os.path.join(path, "index.json"))
+        any(".mds" in name for name in names) or b'"shards"' in recognise.head_of(os.path.join(path, "index.json"))
     ):
         return "mds", [path]
     if {"manifest.json", "numbers.json"} <= set(names):
         return "results", [path]
     if found := [place for place in files if os.path.isfile(os.path.join(place, "manifest.json"))]:
         return "results", found
-    kinds = {_found(place)[0] if k < 64 else _SUFFIXES.get(os.path.splitext(place)[1]) for k, place in enumerate(files)}
+    kinds = {
+        recognise.format_of(place) if k < 64 else recognise.SUFFIXES.get(os.path.splitext(place)[1])
+        for k, place in enumerate(files)
+    }
     kind = kinds.pop() if len(kinds) == 1 and os.path.isfile(files[0]) else None
     return (kind, files) if kind else ("folder", [path])
 
@@ -121,7 +104,9 @@ def source(path: str | Path, format: str | None = None, *, schema: Schema | None
         raise InputError("there is no such file or folder", file=path)
     found, paths = _found(path)
     kind = format or found
-    if kind not in READERS:
+    if kind in set(recognise.SUFFIXES.values()) - {found} and os.path.isdir(path):
+        paths = [place for place in sorted(map(str, Path(path).iterdir())) if recognise.format_of(place) == kind]
+    if kind not in READERS or not paths:
         allowed = f"{', '.join(READERS)}; or a folder of files"
         raise InputError("format is not known", file=path, value=format, allowed=allowed, hint="say it with `format`")
     return READERS[kind](paths if kind != "folder" else [path], schema, **options)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from gewu.core.errors import InputError
-from gewu.core.files import write_atomic
-from gewu.data.convert.fit import RecordPiece, inferred, refused, rolled
+from gewu.core.files import rolled, write_atomic
+from gewu.data.convert.fit import RecordPiece, inferred, refused
 from gewu.data.fields import Schema
 from gewu.data.piece import Source
 from gewu.formats import archive
-
-_KEY = re.compile(r"([^/.\0\\][^/\0\\]*/)*[^/.\0\\]+")
 
 
 def archive_source(paths: Sequence[str], schema: Schema | None = None) -> Source:
@@ -39,19 +36,15 @@ def export_webdataset(samples: Iterable[dict[str, Any]], schema: Schema, folder:
             raise refused("webdataset", name, kind, "every type but lists and bfloat16, names in lower case")
 
     def packed() -> Iterator[bytes]:
-        last = ""
+        last = None
         for number, sample in enumerate(samples):
-            key, parts = sample.get("key", f"{number:012d}"), []
-            for name in (name for name in schema.names if name != "key" and sample[name] is not None):
-                kind, data = kinds[name], sample[name]
-                if kind.kind == "array":
-                    data = archive.npy_bytes(np.asarray(data, kind.numpy))
-                data = data.encode() if isinstance(data, str) else bytes(data)
-                parts.append(archive.tar_member(f"{key}.{archive.extension_for(name, data, kind.kind)}", data))
-            if not _KEY.fullmatch(key) or key == last or not parts:
-                raise InputError("cannot name the files of a sample", key="key", value=key, hint="leave `key` out, or change it")
+            key = sample.get("key", f"{number:012d}")
+            if key == last:
+                raise InputError("names two samples in a row", key="key", value=key)
             last = key
-            yield b"".join(parts)
+            values = {name: value for name, value in sample.items() if name != "key" and value is not None}
+            arrays = {name: np.asarray(v, kinds[name].numpy) for name, v in values.items() if kinds[name].kind == "array"}
+            yield archive.sample_bytes(key, {name: (kinds[name].kind, value) for name, value in (values | arrays).items()})
 
     total = 0
     for shard, group in enumerate(rolled(packed(), shard_bytes, len)):

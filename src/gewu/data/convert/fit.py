@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache, reduce
 from itertools import chain, islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 
@@ -25,13 +24,13 @@ from gewu.core.files import storage_error
 from gewu.data.fields import Schema, Type
 from gewu.data.piece import Reject, Source
 from gewu.data.sample import codec
+from gewu.formats import jsonl
 from gewu.formats.packed import DAMAGE, Record
+from gewu.formats.recognise import PICTURES
 
 SCAN_RECORDS, SCAN_BYTES = 1000, 64 << 20
-PICTURES: Final = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
 BYTES, IMAGE, TEXT, NULL, EMPTY, JSON = map(Type, ("bytes", "image", "text", "null", "empty", "json"))
 LOOSE: Final = (NULL, EMPTY, JSON)  # types while inferring; each ends as text
-T = TypeVar("T")
 
 
 def type_of(value: Any) -> Type:
@@ -86,24 +85,17 @@ def field_name(text: str) -> str:
     return name if re.match("[A-Za-z_]", name) else "_" + name
 
 
-def json_text(value: Any) -> str:
-    """Return a value as compact JSON, strings as they are."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _preparer(kind: Type, loose: bool) -> Callable[[Any], Any]:
-    """Return the function that makes of a raw value what the codec takes, if anything can; loose text takes all values as JSON."""
+def _prepared(value: Any, kind: Type, loose: bool) -> Any:
+    """Return what the codec takes for a raw value, if it takes anything; loose text takes all values as JSON."""
     if kind.item is not None:
-        inner = _preparer(kind.item, loose)
-        if kind.kind == "optional":
-            return lambda value: None if value is None else inner(value)
-        return lambda value: [inner(item) for item in value] if isinstance(value, list) else value
+        if value is None or kind.kind == "optional":
+            return value if value is None else _prepared(value, kind.item, loose)
+        return [_prepared(item, kind.item, loose) for item in value] if isinstance(value, list) else value
     if kind == TEXT:
-        return lambda value: json_text(value) if isinstance(value, dict) or (loose and value is not None) else value
+        return jsonl.text(value) if isinstance(value, dict) or (loose and value is not None) else value
     if kind.kind != "array":  # what JSON has for bytes
-        return lambda value: base64.b64decode(value, validate=True) if isinstance(value, str) else value
-    empty = np.empty([n or 0 for n in kind.shape], kind.numpy)
-    return lambda value: empty if isinstance(value, list) and not value else value
+        return base64.b64decode(value, validate=True) if isinstance(value, str) else value
+    return np.empty([n or 0 for n in kind.shape], kind.numpy) if isinstance(value, list) and not value else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +125,7 @@ class RecordPiece:
 
     def samples(self) -> Iterator[dict[str, Any] | Reject]:
         """Yield the samples, each with every field of the schema, or a `Reject` that names the field that does not fit."""
-        steps = [(field.name, _preparer(field.type, field.name in self.loose)) for field in self.schema]
+        steps = [(field.name, field.type, field.name in self.loose) for field in self.schema]
         form = codec(self.schema)
         for where, record in self.records():
             if isinstance(record, str):
@@ -143,7 +135,7 @@ class RecordPiece:
             try:
                 for name in raw.keys() - self.schema.names:
                     raise self.schema.unknown(name)
-                packed = form.encode({name: prepare(raw.get(name)) for name, prepare in steps})
+                packed = form.encode({name: _prepared(raw.get(name), kind, loose) for name, kind, loose in steps})
                 yield form.decode(bytes(packed), 0)  # exactly what the store will give back
             except DAMAGE as error:
                 yield Reject("schema-mismatch", f"{where}: {error}")
@@ -207,17 +199,3 @@ def refused(form: str, name: str, kind: Type, allowed: str) -> InputError:
     return InputError(
         f"{form} cannot hold this field", key=name, value=str(kind), allowed=allowed, hint="leave it out (`fields`)"
     )
-
-
-def rolled(parts: Iterable[T], limit: int, length: Callable[[T], int]) -> Iterator[list[T]]:
-    """Yield groups of parts of about `limit` bytes together, at least one part each."""
-    group: list[T] = []
-    size = 0
-    for part in parts:
-        size += length(part)
-        if group and size > limit:
-            yield group
-            group, size = [], length(part)
-        group.append(part)
-    if group:
-        yield group

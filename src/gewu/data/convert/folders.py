@@ -1,7 +1,7 @@
 """Folders of files, millions of them: pictures sorted into folders, texts, or anything (see `gewu.formats.folder`).
 
-One file is one sample: {"path": text, "data": bytes | text}, or {"path", "label", "image"} where `label` is the name of the folder
-that holds the picture. What a folder holds is decided by its first 64 files, or said by `content`.
+One file is one sample: {"path": text, "data": bytes | text}, or {"path", "label", "image"} where `label` is the name of the
+folder that holds the picture. What a folder holds is decided by its first 64 files, or said by `content`.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from gewu.core.errors import InputError
 from gewu.core.files import write_atomic
-from gewu.data.convert.fit import PICTURES, refused
+from gewu.data.convert.fit import refused
 from gewu.data.fields import Schema
 from gewu.data.piece import Reject, Source
-from gewu.formats.folder import FILE_BYTES, Group, groups, records
+from gewu.formats.folder import FILE_BYTES, Group, content_of, groups, records
+from gewu.formats.recognise import PICTURES
 
-GROUP_FILES, LOOK_AT = 16_384, 64
+GROUP_FILES: Final = 16_384
 _FIELDS: Final = {
     "bytes": {"path": "text", "data": "bytes"},
     "text": {"path": "text", "data": "text"},
@@ -72,21 +72,11 @@ def folder_source(path: str | Path, content: str = "auto", group_files: int = GR
     parts = list(groups(root, group_files))
     if not parts:
         raise InputError("holds no file", file=path)
-    content = _content(root, parts[0]) if content == "auto" else content
+    content = content_of(root, parts[0]) if content == "auto" else content
     if content not in _FIELDS:
         raise InputError("unknown content", key="content", value=content, allowed=f"auto, {', '.join(_FIELDS)}")
     pieces = [FolderPiece(f"files-{k:06d}", root, group, content) for k, group in enumerate(parts)]
     return Source(Schema.of(_FIELDS[content]), pieces, "folder", ("label",) if content == "image" else ())
-
-
-def _content(root: str, group: Group) -> str:
-    first = [record["data"] for _, record in islice(records(root, group), LOOK_AT) if not isinstance(record, str)]
-    if first and sum(data.startswith(PICTURES) for data in first) * 10 >= len(first) * 9:
-        return "image"
-    try:
-        return "bytes" if any("\0" in data.decode() for data in first) else "text"
-    except UnicodeDecodeError:
-        return "bytes"
 
 
 def export_folder(samples: Iterable[dict[str, Any]], schema: Schema, folder: str) -> int:

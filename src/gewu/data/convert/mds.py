@@ -9,8 +9,8 @@ from itertools import chain
 from typing import Any
 
 from gewu.core.errors import InputError
-from gewu.core.files import write_atomic
-from gewu.data.convert.fit import RecordPiece, inferred, refused, rolled
+from gewu.core.files import rolled, write_atomic
+from gewu.data.convert.fit import RecordPiece, inferred, refused
 from gewu.data.fields import Schema, Type
 from gewu.data.piece import Source
 from gewu.formats import mds

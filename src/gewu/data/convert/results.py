@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from gewu.core.files import AtomicFile, write_atomic
-from gewu.data.convert.fit import RecordPiece, inferred, refused, rolled
+from gewu.core.files import AtomicFile, rolled, write_atomic
+from gewu.data.convert.fit import RecordPiece, inferred, refused
 from gewu.data.fields import Field, Schema
 from gewu.data.piece import Source
 from gewu.data.sample import codec

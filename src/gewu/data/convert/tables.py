@@ -16,7 +16,7 @@ import numpy as np
 
 from gewu.core.errors import InputError
 from gewu.core.files import AtomicFile, read_capped, write_atomic
-from gewu.data.convert.fit import RecordPiece, inferred, json_text, refused
+from gewu.data.convert.fit import RecordPiece, inferred, refused
 from gewu.data.fields import Field, Schema, Type
 from gewu.data.piece import Source
 from gewu.formats import arrow, jsonl
@@ -112,7 +112,7 @@ def export_jsonl(samples: Iterable[dict[str, Any]], schema: Schema, path: str) -
     count = 0
     with AtomicFile(path) as file:
         for sample in samples:
-            file.write((json_text({name: _plain(value, binary=False) for name, value in sample.items()}) + "\n").encode())
+            file.write((jsonl.text({name: _plain(value, binary=False) for name, value in sample.items()}) + "\n").encode())
             count += 1
     write_atomic(path.removesuffix(".jsonl") + SIDE, schema.to_json().encode())
     return count
