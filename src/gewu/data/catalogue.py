@@ -127,8 +127,10 @@ def write_part(path: str | Path, columns: Mapping[str, Any], meanings: Texts = N
     """
     pa, pq = extra("pyarrow"), extra("pyarrow.parquet")
     names = [*BUILT_IN, *(name for name in columns if name not in BUILT_IN)]
-    if len({name.lower() for name in (*names, *RESERVED)}) < len(names) + len(RESERVED):
-        raise InputError("two columns differ in case only, or one is reserved", value=names, hint=f"not {', '.join(RESERVED)}")
+    good = all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name) for name in names)
+    if not good or len({name.lower() for name in (*names, *RESERVED)}) < len(names) + len(RESERVED):
+        hint = f"names of letters, digits and _ . - that differ in more than case, and none of {', '.join(RESERVED)}"
+        raise InputError("cannot be the columns", file=path, value=names, hint=hint)
     arrays = {name: _array(name, columns.get(name, []), {**(types or {}), **BUILT_IN}.get(name)) for name in names}
     for name, array in arrays.items():
         if len(array) != len(arrays["length"]):
@@ -139,24 +141,27 @@ def write_part(path: str | Path, columns: Mapping[str, Any], meanings: Texts = N
     encoding = {name: "PLAIN" if name == "hash" else "BYTE_STREAM_SPLIT" for name in names if name not in few}
     compression = {name: "none" if name == "hash" else "zstd" for name in names}  # nothing can shrink a hash
     table, sink = pa.table(list(arrays.values()), schema=pa.schema(fields)), io.BytesIO()
-    pq.write_table(table, sink, _ROW_GROUP, use_dictionary=few, column_encoding=encoding, compression=compression)
-    sha256 = write_atomic(path, sink.getbuffer())
     stats = {name: {"type": str(array.type)} | ({} if name == "hash" else _extremes(array)) for name, array in arrays.items()}
+    # Parquet's own extremes leave NaN out, and DuckDB would leave out its rows
+    known = {"write_statistics": [name for name in names if name != "hash" and stats[name].get("max") == stats[name].get("max")]}
+    pq.write_table(table, sink, _ROW_GROUP, use_dictionary=few, column_encoding=encoding, compression=compression, **known)
+    sha256 = write_atomic(path, sink.getbuffer())
     return PartInfo(Path(path).stem + SUFFIX, len(table), sink.tell(), sha256, stats)
 
 
 def _array(name: str, values: Any, kind: str | None) -> Any:
     pa = extra("pyarrow")
+    kind = _ARROW.get((kind or "").rstrip("?"), (kind or "").rstrip("?"))
     try:
-        array = pa.array(values if isinstance(values, list) else np.asarray(values))
-        inferred = {"large_string": "string", "null": "string", "halffloat": "float32"}.get(str(array.type), str(array.type))
-        kind = inferred if kind is None else _ARROW.get(kind.rstrip("?"), kind.rstrip("?"))
-        if kind.startswith(("string", "bool", "int", "uint", "float", "double")):
-            return array.cast(pa.type_for_alias(kind))
-        reason = "is not of a type that a column can have"
+        wanted = pa.type_for_alias(kind) if kind else None
+        array = pa.array(values, wanted) if isinstance(values, list) else pa.array(np.asarray(values))
+        found = str(wanted or {"large_string": "string", "null": "string", "halffloat": "float"}.get(str(array.type), array.type))
+        if found.startswith(("string", "bool", "int", "uint", "float", "double")):
+            return array.cast(pa.type_for_alias(found))
+        reason = f"{found} is not a type that a column can have"
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         reason = f"cannot be stored: {str(error).splitlines()[0]}"
-    raise InputError(reason, key=name, value=kind, allowed=_COLUMN)
+    raise InputError(reason, key=name, value=kind or None, allowed=_COLUMN)
 
 
 def _has_few(array: Any) -> bool:
@@ -214,9 +219,9 @@ class Catalogue:
     def _load(self, number: int) -> Snapshot:
         path = self.root / "versions" / f"{number:08d}.json"
         try:
-            body = json.loads(_bytes_of(path))
+            body = json.loads(data := _bytes_of(path))
             seal = body.pop("sha256")
-            if _seal(body) != seal or body.pop("format") != FORMAT or body["version"] != number:
+            if _sealed(body) != data or body.pop("format") != FORMAT or body["version"] != number:
                 raise ValueError("it does not match its checksum, number or format")
             infos = body["manifests"] = tuple(ManifestInfo(**row) for row in body["manifests"])
             body["schema"] = Schema.from_json(json.dumps(body["schema"]))
@@ -354,7 +359,7 @@ class Catalogue:
         body = {"format": FORMAT, "version": number, "parent": parent.version if parent else None, "note": note}
         body |= {"schema": json.loads(schema.to_json()), "columns": columns, "manifests": [info._asdict() for info in infos]}
         with AtomicFile(self.root / "versions" / f"{number:08d}.json") as stream:  # which refuses an existing one
-            stream.write(json.dumps(body | {"sha256": _seal(body)}, ensure_ascii=False, indent=1).encode() + b"\n")
+            stream.write(_sealed(body))
         return self._load(number)
 
     def _write_manifest(self, table: Any) -> ManifestInfo:
@@ -462,8 +467,10 @@ def _bytes_of(path: Path) -> bytes:
         raise storage_error(error, path, "read") from error
 
 
-def _seal(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def _sealed(body: Mapping[str, Any]) -> bytes:
+    """Return a version as text that holds the checksum of the rest."""
+    sha256 = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**body, "sha256": sha256}, indent=1).encode() + b"\n"
 
 
 def _compare(ours: Mapping[str, Any], theirs: Mapping[str, Any], **where: Any) -> None:
