@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +19,8 @@ from gewu.data import Schema
 from gewu.data import view as module
 from gewu.data.catalogue import Catalogue, part_path
 from gewu.data.storewriter import StoreWriter
-from gewu.data.view import Session, View
+from gewu.data.view import View
+from gewu.formats.sql import LockedSql
 
 SCHEMA = Schema.of({"n": "int32"})
 COLUMNS = {"language": "text", "quality": "float64", "label": "int16", "good": "bool", "url": "text"}
@@ -130,10 +132,10 @@ def test_views_hold_what_a_plain_loop_finds(catalogue: Catalogue, seed: int) -> 
         expected = [k for k, r in enumerate(ROWS) if test(r)]
         view = catalogue.where(text)
         assert view.indices().tolist() == expected, text
-        session = Session(catalogue, None)
-        candidates = session.candidates(session.condition(text))
-        assert set(np.flatnonzero(view.counts)) <= set(candidates.tolist())
-        pruned += len(view.sizes) - len(candidates)
+        bound = LockedSql([]).condition(text, catalogue.snapshot().columns | {"hash": ""})
+        kept = {row["name"] for row in catalogue.sql(f"SELECT name FROM shards WHERE {bound}")}
+        assert {catalogue.shards()[k].name for k in np.flatnonzero(view.counts)} <= kept
+        pruned += len(view.sizes) - len(kept)
     assert pruned > 5  # the bounds are of use
 
 
@@ -362,9 +364,9 @@ def test_sql_reaches_no_other_file_and_writes_none(catalogue: Catalogue, tmp_pat
 def test_duckdb_itself_is_locked(catalogue: Catalogue, tmp_path: Path, query: str) -> None:
     """What passes no parser of ours would not pass DuckDB's own doors either."""
     (tmp_path / "secret.csv").write_text("a,b\nsecret,2\n")
-    session = Session(catalogue, None)
-    with pytest.raises(session._duckdb.Error):
+    session = LockedSql([catalogue.root / "catalogue"])
+    with pytest.raises(duckdb.Error):
         session.execute(query.replace("{0}", str(tmp_path))).fetchall()
-    with pytest.raises(session._duckdb.Error, match="locked"):
+    with pytest.raises(duckdb.Error, match="locked"):
         session.execute("SET enable_external_access = true")
     assert [path.name for path in tmp_path.iterdir()] == ["secret.csv"]
