@@ -17,14 +17,8 @@ every batch must have one shape, load `store.subset` without them.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Self
@@ -32,8 +26,9 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gewu.core.errors import GewuError, InputError, ResourceError
+from gewu.core.errors import InputError
 from gewu.core.machine import check_jax
+from gewu.core.workers import Pool
 from gewu.data.order import Mixture, Order, WindowOrder
 
 Batch = dict[str, Any]
@@ -125,9 +120,7 @@ class Loader(Stream):
         self.batch, self.rank, self.world, self.drop_last, self.prefetch = batch, rank, world, drop_last, prefetch
         self.work, self.kind, self.workers = Work(store, fields, transform, collate), kind, workers
         self.device, self.sharding = device, sharding
-        if isinstance(given, Mixture):
-            _check("epochs", epochs, epochs in (None, 1), "1 or None: a mixture goes through its sources again by itself")
-            epochs = 1
+        _check("epochs", epochs, epochs in (None, 1) or not isinstance(given, Mixture), "1 or None, for a mixture")
         self.first_epoch, self.total = given.epoch, None if epochs is None else epochs * given.n
         self._order, position = given.resume(state) if state else (given, 0)
         _check("epoch", self._order.epoch, self._order.epoch >= given.epoch, f"{given.epoch}, the first, or more")
@@ -250,88 +243,19 @@ class Work:
         return (self.collate or Collate())(samples) | {"_index": index}
 
 
-class Pool:
-    """Threads, processes or nobody, who do one kind of work; they start with the first task, again after `close`."""
-
-    def __init__(self, kind: str, workers: int, work: Callable[..., Any]) -> None:
-        self._kind, self._workers, self._work = kind, workers, work
-        self._executor: Executor | None = None
-
-    def submit(self, *task: Any) -> Callable[[], Any]:
-        """Begin a task; call what is returned to wait for its value, or its exception."""
-        if not self._workers:
-            return partial(self._work, *task)
-        if self._kind == "threads":
-            self._executor = self._executor or ThreadPoolExecutor(self._workers, "gewu-loader")
-            return self._executor.submit(self._work, *task).result
-        context = multiprocessing.get_context("spawn")
-        self._executor = self._executor or ProcessPoolExecutor(self._workers, context, _begin, (self._work,))
-        try:
-            return partial(_result, self._executor.submit(_proceed, *task))
-        except (AttributeError, TypeError) as error:
-            hint = "define transform and collate at the top of a module, or use kind='threads'"
-            raise InputError(f"cannot be sent to another process: {error}", key="transform", hint=hint) from error
-
-    def close(self, wait: bool = True) -> None:
-        """Stop: tasks not begun are dropped, those under way are waited for."""
-        executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown(wait, cancel_futures=True)
-
-    def __del__(self) -> None:
-        self.close(wait=False)  # perhaps called by one of its own threads
-
-
-def _result(future: Any) -> Any:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        hint = "it was killed (out of memory?), or the program lacks `if __name__ == '__main__'`"
-        raise ResourceError("a worker process of the loader died", hint=hint) from error
-
-
-_works: list[Callable[..., Any]] = []  # in a worker process, what it does
-
-
-def _begin(work: Callable[..., Any]) -> None:
-    """Take up the work in a new process; leave when the program that asked is gone, however it went."""
-    _works.append(work)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    threading.Thread(target=_leave_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-
-
-def _leave_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _proceed(*task: Any) -> Any:
-    try:
-        return _works[0](*task)
-    except Exception as error:
-        if isinstance(error, GewuError) or type(error).__module__ == "builtins":
-            raise
-        raise GewuError(f"{type(error).__name__}: {error}") from error  # a class of the user's may not survive the journey
-
-
 @dataclass(frozen=True)
 class Collate:
-    """Put samples together: numbers and arrays of one shape are stacked, everything that is no number becomes a list.
+    """Put samples together: numbers, and arrays that happen to have one shape, are stacked; all else stays a list.
 
     Args:
-        pad: arrays of unequal shape to be filled up, with the value to fill in; adds FIELD_length, int64[B] (first axes).
-        concatenate: arrays to be joined along their first axis, as for graphs; adds FIELD_segment, int32[N], the sample of
-            each row in the batch.
-        lists: fields to be left as lists.
+        pad: fields whose arrays are filled up to one shape, with the value to fill in; adds FIELD_length, int64[B] (first axes).
+        concatenate: fields whose arrays are joined along their first axis, as for graphs; adds FIELD_segment, int32[N], the
+            sample of each row in the batch.
         multiple_of: padded first axes are a multiple of this, so that compiled programs meet few shapes.
-
-    Raises:
-        InputError: arrays of unequal shape in a field that is not named here.
     """
 
     pad: Mapping[str, Any] = field(default_factory=dict)
     concatenate: Sequence[str] = ()
-    lists: Sequence[str] = ()
     multiple_of: int = 1
 
     def __call__(self, samples: list[dict[str, Any]]) -> Batch:
@@ -343,10 +267,8 @@ class Collate:
             elif name in self.concatenate:
                 batch[name] = np.concatenate(values)
                 batch[f"{name}_segment"] = np.repeat(np.arange(len(values), dtype=np.int32), [len(v) for v in values])
-            elif name not in self.lists and all(isinstance(v, np.ndarray | np.generic | int | float | complex) for v in values):
-                shapes = {np.shape(v) for v in values}
-                _check(name, sorted(shapes), len(shapes) == 1, "one shape, or the field in pad, concatenate or lists of Collate")
-                batch[name] = np.stack(values)
+            elif all(isinstance(v, np.ndarray | np.generic | int | float | complex) for v in values):
+                batch[name] = np.stack(values) if len({np.shape(v) for v in values}) == 1 else values
         return batch
 
 
@@ -376,13 +298,13 @@ def on_device(batch: Batch, device: str | None, sharding: Any = None) -> Batch:
     import jax
 
     check_jax()
+    local = sharding is not None and jax.process_count() > 1
+    put = partial(jax.make_array_from_process_local_data, sharding) if local else partial(jax.device_put, device=sharding)
     found = dict(batch)
     for name, value in batch.items():
         if isinstance(value, np.ndarray) and not name.startswith("_"):
             narrow = value if jax.config.jax_enable_x64 else value.astype(_NARROW.get(value.dtype.name, value.dtype), copy=False)
             fits = value.dtype.kind not in "iu" or np.array_equal(narrow, value)
             _check(name, value.dtype.name, fits, "integers of 32 bits, unless jax_enable_x64 is set")
-            local = sharding is not None and jax.process_count() > 1
-            put = jax.make_array_from_process_local_data if local else lambda sharding, array: jax.device_put(array, sharding)
-            found[name] = put(sharding, narrow)
+            found[name] = put(narrow)
     return found

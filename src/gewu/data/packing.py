@@ -24,14 +24,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gewu.core.errors import InputError
-from gewu.data.loader import Collate, Loader, Pool, Stream, on_device
+from gewu.core.workers import Pool
+from gewu.data.loader import Loader, Stream, on_device
 
 Row = dict[str, NDArray[np.int32]]
 Fetch = Callable[[int], Any]
@@ -192,14 +193,11 @@ class PackedLoader(Stream):
                 raise InputError("the state is of another stream of rows", key=key, value=state.get(key), allowed=repr(wanted))
         if missing := [slot for slot in own if slot not in state["streams"]]:
             raise InputError("the state lacks slots", value=missing, hint="join the states of all ranks: PackedLoader.joined")
-        work = loader.work
-        if work.transform is None:
-            work = replace(work, fields=(packer.field,), collate=None)
-        else:
-            work = replace(work, collate=Collate(lists=(packer.field,)))
+        plain = loader.work.transform is None
+        work = replace(loader.work, collate=None, fields=(packer.field,) if plain else loader.work.fields)
         self._pool = Pool(loader.kind, loader.workers, work)
-        self._fetch = {slot: _Documents(loader, self._pool, packer.field, int(slot), slots, chunk) for slot in own}
-        self._packings = {slot: packer.resume(self._fetch[slot], state["streams"][slot]) for slot in own}
+        self._read = {slot: _documents(loader, self._pool, packer.field, int(slot), slots, chunk) for slot in own}
+        self._packings = {slot: packer.resume(self._read[slot][0], state["streams"][slot]) for slot in own}
 
     def state(self) -> dict[str, Any]:
         """Return where this rank's slots stand, behind the last batch that was handed out; JSON can hold it."""
@@ -211,54 +209,51 @@ class PackedLoader(Stream):
         return {**states[0], "streams": {slot: at for state in states for slot, at in state["streams"].items()}}
 
     def __next__(self) -> dict[str, Any]:
-        packings, rows, left = dict(self._packings), [], False
+        packings, rows = dict(self._packings), []
         for slot in packings:
             for _ in range(self._each):
-                pieces, packings[slot] = self._packer.pieces(self._fetch[slot], packings[slot])
+                pieces, packings[slot] = self._packer.pieces(self._read[slot][0], packings[slot])
                 rows.append(self._packer.row(pieces))
-                left = left or bool(pieces)
-        if not left:
+        if not any(row["segments"][0] for row in rows):
             self.close()
             raise StopIteration
-        batch = on_device(
-            {name: np.stack([row[name] for row in rows]) for name in rows[0]}, self._loader.device, self._loader.sharding
-        )
+        stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        batch = on_device(stacked, self._loader.device, self._loader.sharding)
         self._packings = packings  # not before: after an exception the state is that before this batch
         return batch
 
     def close(self) -> None:
         """Stop the workers; iterating again goes on behind the last batch."""
-        for documents in self._fetch.values():
-            documents.ahead.clear()
+        for _, forget in self._read.values():
+            forget()
         super().close()
 
 
-class _Documents:
-    """The documents of one slot by number, read a chunk at a time, the next chunk ahead; damaged ones are empty."""
+def _documents(loader: Loader, pool: Pool, field: str, slot: int, slots: int, chunk: int) -> tuple[Fetch, Callable[[], None]]:
+    """Return how to fetch the documents of a slot, read a chunk at a time and the next ahead, and how to forget what was read."""
 
-    def __init__(self, loader: Loader, pool: Pool, field: str, slot: int, slots: int, chunk: int) -> None:
-        self._loader, self._pool, self._field, self._slot, self._slots, self._chunk = loader, pool, field, slot, slots, chunk
-        self._here: tuple[int, list[Any]] = (-1, [])
-        self.ahead: dict[int, Callable[[], list[Any]]] = {}
+    @lru_cache(maxsize=2)
+    def begin(which: int) -> Callable[[], list[Any]]:
+        start, stop = (slot + number * slots for number in (which * chunk, (which + 1) * chunk))
+        places = np.arange(start, stop if loader.total is None else min(stop, loader.total), slots)
+        numbers = loader.samples(places)
+        task = pool.submit(numbers, places) if len(places) else None
 
-    def __call__(self, number: int) -> Any:
-        which, row = divmod(number, self._chunk)
-        if which != self._here[0]:
-            task = self.ahead.pop(which, None) or self._read(which)
-            self.ahead = {which + 1: self._read(which + 1)}
-            self._here = (which, task())
-        return self._here[1][row] if row < len(self._here[1]) else None
+        @cache
+        def arrived() -> list[Any]:
+            if task is None:
+                return []
+            batch = task()
+            whole = np.isin(numbers, batch["_index"])
+            loader.damage.update(numbers[~whole].tolist())
+            documents = iter(batch[field])
+            return [next(documents) if good else () for good in whole.tolist()]  # a damaged one is empty
 
-    def _read(self, which: int) -> Callable[[], list[Any]]:
-        """Begin to read a chunk; call the result for its documents."""
-        start, stop = (self._slot + k * self._slots for k in (which * self._chunk, (which + 1) * self._chunk))
-        places = np.arange(start, stop if self._loader.total is None else min(stop, self._loader.total), self._slots)
-        numbers = self._loader.samples(places)
-        return partial(self._arrived, numbers, self._pool.submit(numbers, places)) if len(places) else list
+        return arrived
 
-    def _arrived(self, numbers: NDArray[Any], task: Callable[[], Any]) -> list[Any]:
-        batch = task()
-        whole = np.isin(numbers, batch["_index"])
-        self._loader.damage.update(numbers[~whole].tolist())
-        documents = iter(batch[self._field])
-        return [next(documents) if good else () for good in whole.tolist()]
+    def fetch(number: int) -> Any:
+        which, row = divmod(number, chunk)
+        arrived, _ = begin(which), begin(which + 1)
+        return arrived()[row] if row < len(arrived()) else None
+
+    return fetch, begin.cache_clear

@@ -22,7 +22,7 @@ class TorchDataset:
     """A map-style data set; workers of any start method open the shards for themselves.
 
     Args:
-        store: a `Store` or a view of one; its policy should be "stop".
+        store: a `Store` or a part of one, of policy "stop".
         transform: called with each sample.
 
     Raises:
@@ -36,16 +36,14 @@ class TorchDataset:
         return len(self.store)
 
     def __getitem__(self, number: int) -> Any:
-        return self._given(self.store[int(number)])
+        return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Any]:
         """Return several samples; DataLoader asks for a batch so."""
-        return [self._given(sample) for sample in self.store.read(numbers) if sample is not None]
-
-    def _given(self, sample: dict[str, Any]) -> Any:
+        read = (sample.items() for sample in self.store.read(numbers))
         # torch warns of arrays that must not be written, as those of the mapped shard
-        sample = {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in sample.items()}
-        return sample if self.transform is None else self.transform(sample)
+        samples = [{name: v.copy() if isinstance(v, np.ndarray) else v for name, v in items} for items in read]
+        return samples if self.transform is None else [self.transform(sample) for sample in samples]
 
 
 def torch_stream(loader: Any) -> Any:
@@ -55,14 +53,19 @@ def torch_stream(loader: Any) -> Any:
         ResourceError: torch is not installed.
         InputError: (when iterated) by worker processes of DataLoader, each of which would give all batches.
     """
-    torch = extra("torch")
-    data = extra("torch.utils.data")
+    torch: Any = extra("torch")
+    data: Any = extra("torch.utils.data")
+
+    def tensors(value: Any) -> Any:
+        if isinstance(value, list):
+            return [tensors(entry) for entry in value]
+        return torch.from_numpy(np.require(value, requirements="W")) if isinstance(value, np.ndarray) else value
 
     class Stream(data.IterableDataset):  # type: ignore[misc]
         def __iter__(self) -> Iterator[dict[str, Any]]:
             if data.get_worker_info() is not None:
                 raise InputError("must be 0: the loader has workers of its own", key="num_workers")
             for batch in loader:
-                yield {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in batch.items()}
+                yield {name: tensors(value) for name, value in batch.items()}
 
     return Stream()
