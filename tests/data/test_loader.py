@@ -477,7 +477,7 @@ def test_jax_arrays_come_out_and_nothing_is_cut_in_silence(store: Store) -> None
         ({"batch": N + 1}, "batch"),
         ({"batch": 9, "world": 2}, "batch"),
         ({"batch": 8, "rank": 2, "world": 2}, "rank"),
-        ({"batch": 8, "world": 0}, "world"),
+        ({"batch": 8, "world": 0}, "rank"),
         ({"batch": 8, "order": "random"}, "order"),
         ({"batch": 8, "order": Order(N + 1, 0)}, "order"),
         ({"batch": 8, "order": Mixture([Order(N, 0)], [1], 0), "epochs": 2}, "epochs"),

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,6 @@ from gewu.core.workers import Pool
 from gewu.data.order import Mixture, Order, WindowOrder
 
 Batch = dict[str, Any]
-_NARROW: Final = {"int64": "int32", "uint64": "uint32", "float64": "float32", "complex128": "complex64"}
 
 
 class Stream:
@@ -109,8 +108,7 @@ class Loader(Stream):
         state: Mapping[str, Any] | None = None,
     ) -> None:
         given = _order(order, store, seed)
-        _check("world", world, world >= 1, "1 or more")
-        _check("rank", rank, 0 <= rank < world, f"0 to {world - 1}")
+        _check("rank", f"{rank} of {world}", 0 <= rank < world, "0 <= rank < world")
         _check("batch", batch, batch >= 1 and batch % world == 0, "a multiple of world")
         _check("batch", batch, given.n >= (batch if drop_last else 1), f"at most {given.n}, an epoch, unless drop_last=False")
         _check("workers", workers, workers >= 0, "0 or more")
@@ -303,7 +301,7 @@ def on_device(batch: Batch, device: str | None, sharding: Any = None) -> Batch:
     found = dict(batch)
     for name, value in batch.items():
         if isinstance(value, np.ndarray) and not name.startswith("_"):
-            narrow = value if jax.config.jax_enable_x64 else value.astype(_NARROW.get(value.dtype.name, value.dtype), copy=False)
+            narrow = value.astype(jax.dtypes.canonicalize_dtype(value.dtype), copy=False)
             fits = value.dtype.kind not in "iu" or np.array_equal(narrow, value)
             _check(name, value.dtype.name, fits, "integers of 32 bits, unless jax_enable_x64 is set")
             found[name] = put(narrow)

@@ -35,8 +35,7 @@ from gewu.core.workers import Pool
 from gewu.data.loader import Loader, Stream, on_device
 
 Row = dict[str, NDArray[np.int32]]
-Fetch = Callable[[int], Any]
-"""Returns the tokens of document 0, 1, ...; None behind the last one."""
+Fetch = Callable[[int], Any]  # returns the tokens of document 0, 1, ...; None behind the last one
 
 
 class Packing(NamedTuple):
@@ -86,20 +85,15 @@ class Packer:
     def rows(self, documents: Iterable[Any]) -> Iterator[Row]:
         """Yield the rows of some documents; the last one is padded."""
         source, packing = iter(documents), Packing()
-        while True:
-            pieces, packing = self.pieces(lambda number: next(source, None), packing)
-            if not pieces:
-                return
-            yield self.row(pieces)
+        while (found := self.pieces(lambda number: next(source, None), packing))[0]:
+            yield self.row(found[0])
+            packing = found[1]
 
     def resume(self, fetch: Fetch, state: Sequence[Any]) -> Packing:
         """Return the packing of a saved state, its open documents read again."""
-        return Packing(state[0], tuple((number, at, self._tokens(fetch, number)[at:]) for number, at in state[1]))
+        return Packing(state[0], tuple((number, at, self._tokens(fetch(number))[at:]) for number, at in state[1]))
 
-    def _tokens(self, fetch: Fetch, number: int) -> Any:
-        found = fetch(number)
-        if found is None:
-            return None
+    def _tokens(self, found: Any) -> NDArray[Any]:
         tokens = np.asarray(found)
         integers = tokens.ndim == 1 and (tokens.dtype.kind in "iu" or not tokens.size)
         if not integers or (tokens.size and not (tokens.min() >= 0 and tokens.max() < 2**31)):
@@ -113,9 +107,9 @@ class Packer:
         room = self.length
         while room:
             while len(queue) < (self.window if self.strategy == "best-fit" else 1):
-                tokens = self._tokens(fetch, following)
-                if tokens is None:
+                if (found := fetch(following)) is None:
                     break
+                tokens = self._tokens(found)
                 queue += [(following, 0, tokens)] if len(tokens) else []
                 following += 1
             fitting = [len(tokens) if len(tokens) <= room else 0 for _, _, tokens in queue]
