@@ -1,8 +1,8 @@
 """Map, filter and flat-map stages over the pieces of a source, written to a store: restartable, idempotent, counted.
 
-A stage is a frozen dataclass at the top of a module, with a `name`, called with a sample. It returns the sample changed, a `Reject`,
-or any number of either. It may have a method `schema(schema)`, what comes out for what goes in. A sample for which it raises
-InputError or StoreError is refused as "error:NAME"; anything else it raises is a bug and stops the run.
+A stage is a frozen dataclass at the top of a module, with a `name`, called with a sample. It returns the sample changed, a
+`Reject`, or any number of either. It may have a method `schema(schema)`, what comes out for what goes in. A sample for which it
+raises InputError or StoreError is refused as "error:NAME"; anything else that it raises is a bug and stops the run.
 
 One piece becomes its own shards `<piece>-0000.gws`, ... with their catalogue parts, and last of all a receipt
 `receipts/<piece>.json`: what went in and came out, what was refused and why, the checksums of the shards. A piece is done if and
@@ -10,8 +10,9 @@ only if its receipt is there. All files are written atomically and hold no time,
 instant and started again leaves the bytes of an undisturbed run, with any executor and any number of workers. When all pieces are
 done the store gets a version that names their shards; one more run finds nothing to do, and new pieces make a new version.
 
-`pipeline.json` holds what the pipeline is: stages and their fields (as their repr shows them: repr=False keeps one out), schemas, the version of gewu.
-A store begun by another one is refused. Code is not compared: give a stage a new `version` when its code changes.
+`pipeline.json` holds what the pipeline is: stages and pieces as their repr shows them (a field with repr=False may change),
+schemas, the version of gewu. A store begun by another one is refused. Code is not compared: give a stage whose code changes
+another number `version`.
 
 Duplicates can be dropped only when all samples were seen. A pipeline with `dedup` is three: the stages fill a store in the folder
 `distinct`, its shards are sketched, and when the sketches are joined, what is to keep is copied. (To run the stages once more
@@ -37,7 +38,7 @@ import numpy as np
 from gewu import __version__
 from gewu.core.errors import GewuError, InputError, StoreError
 from gewu.core.files import DirectoryLock, read_capped, storage_error, sweep_temporaries, write_atomic
-from gewu.data.catalogue import BUILT_IN, Catalogue, PartInfo, column_type, part_path, write_part
+from gewu.data.catalogue import BUILT_IN, Catalogue, PartInfo, part_path, write_part
 from gewu.data.executors import spread
 from gewu.data.fields import Schema
 from gewu.data.piece import Piece, Reject, Source
@@ -135,7 +136,7 @@ class _Sketches(StorePiece):
 
     dedup: Any = None
 
-    def samples(self) -> Iterator[Sample | Reject]:
+    def samples(self) -> Iterator[Any]:
         samples = super().samples()
         while block := list(itertools.islice(samples, _SKETCHED)):
             yield self.dedup.sketch(block)
@@ -146,8 +147,9 @@ def source_from(store: Store | Subset) -> Source:
     whole = store.store if isinstance(store, Subset) else store
     keep = np.full(len(whole), whole is store)
     keep[store.numbers if isinstance(store, Subset) else ()] = True
-    masks = zip(whole.paths, np.split(keep, np.cumsum(whole.shard_sizes)[:-1]), strict=True)
-    pieces = [StorePiece(str(path.parent), path.name, np.packbits(mask).tobytes()) for path, mask in masks if mask.any()]
+    masks = zip(whole._names, np.split(keep, np.cumsum(whole.shard_sizes)[:-1]), strict=True)
+    paths = [(whole.root / name, mask) for name, mask in masks if mask.any()]
+    pieces = [StorePiece(str(path.parent), path.name, np.packbits(mask).tobytes()) for path, mask in paths]
     return Source(store.schema, pieces, "store")
 
 
@@ -310,7 +312,7 @@ class Pipeline:
             # which samples are duplicates depends on all pieces: there cannot be more of them later
             "pieces": _digest(repr([piece.name for piece in self.source.pieces] if self.dedup else "any")),
         }
-        types = {name: column_type(schema, schema[name].name) for name in columns}
+        types = {name: str(schema[name].type) for name in columns}
         return _Work(Path(self.root), tuple(self.stages), schema, types, options), facts
 
     def run(
@@ -390,7 +392,7 @@ class Pipeline:
             summary = second.run(progress=progress, **how)
             if not summary.version:
                 return summary
-            blocks = [list(StorePiece(str(second.root / "shards"), row["name"]).samples()) for row in summary.shards]
+            blocks: Any = [list(StorePiece(str(second.root / "shards"), row["name"]).samples()) for row in summary.shards]
             joined = self.dedup.join(
                 [{key: np.concatenate([block[key] for block in each]) for key in each[0]} for each in blocks]
             )
