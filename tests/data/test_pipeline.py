@@ -182,12 +182,12 @@ def test_what_a_stage_refuses_by_raising_is_counted_with_its_message(tmp_path: P
     assert summary.samples_out == summary.samples_in - 1
 
 
-@pytest.mark.parametrize("how", [(1, "serial"), (2, "processes")])
 @pytest.mark.parametrize(
-    ("kind", "error", "message"),
+    ("how", "kind", "error", "message"),
     [
-        ("bug", GewuError, "stage raises failed on sample part-1#1: KeyError: 'a bug'"),
-        ("resource", ResourceError, "no more memory"),
+        ((1, "serial"), "bug", GewuError, "stage raises failed on sample part-1#1: KeyError: 'a bug'"),
+        ((2, "processes"), "bug", GewuError, "stage raises failed on sample part-1#1: KeyError: 'a bug'"),
+        ((1, "serial"), "resource", ResourceError, "sample part-1#1: no more memory"),
     ],
 )
 def test_a_bug_stops_the_run_and_names_stage_and_sample(
