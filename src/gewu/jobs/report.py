@@ -181,9 +181,11 @@ def _inputs(job: Job) -> str:
     return "<h2>Inputs</h2>\n" + note + _table(("key", "value", "unit", "meaning"), rows)
 
 
-def _file_names(value: str | dict[str, str]) -> str:
+def _file_names(value: str | dict[str, str] | tuple[str, ...]) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {os.path.basename(item)}" for key, item in value.items())
+    if isinstance(value, tuple):
+        return ", ".join(map(os.path.basename, value))
     return os.path.basename(value)
 
 
