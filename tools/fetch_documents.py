@@ -1,4 +1,4 @@
-"""Fetch real text for examples/ingest-docs.toml: Debian's manual pages and books in several languages, and Python's documentation.
+"""Fetch real text for examples/ingest-docs.toml: manual pages and books of Debian in several languages, Python's documentation.
 
 Packages are downloaded and unpacked, one folder each, never installed, so it needs no root where apt's lists are there. Run by
 `make documents`. Where Debian's archive cannot be reached, the manual pages and documents of this machine and Python's own

@@ -1,7 +1,8 @@
 """Make examples/forces.extxyz: clusters of copper, nickel, aluminium and a copper-nickel alloy, by gewu's molecular dynamics.
 
 Pieces of the face-centred cubic crystal of 13 to 55 atoms in a wide box, embedded atoms after Zhou (2004), Langevin thermostat at
-300 to 1500 K; frames every 0.4 ps after 1 ps, with energies in eV and forces in eV/angstrom. Run: python tools/make_forces.py (3 minutes)
+300 to 1500 K; frames every 0.4 ps after 1 ps, with energies in eV and forces in eV/angstrom. Takes three minutes.
+Run: python tools/make_forces.py
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def cluster(kinds: tuple[str, ...], atoms: int) -> Structure:
     places = grid[grid.sum(axis=1) % 2 == 0] / 2
     places = places[np.linalg.norm(places, axis=1) < SHELLS[atoms]]
     assert len(places) == atoms
-    symbols = tuple(kinds[int(round(2 * place[2])) % len(kinds)] for place in places)
+    symbols = tuple(kinds[round(2 * place[2]) % len(kinds)] for place in places)
     return Structure(np.eye(3) * BOX_ANGSTROM, symbols, places * LATTICE[kinds] / BOX_ANGSTROM + 0.5)
 
 
