@@ -19,7 +19,7 @@ from unittest import mock
 
 import gewu.core
 
-WATCHED = ("open", "write", "fsync", "replace")
+WATCHED = ("open", "write", "fsync", "replace", "link")
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Calls:
 
 @contextmanager
 def failing_os(n: int, code: int = errno.ENOSPC) -> Iterator[Calls]:
-    """Make the n-th call (from 1) of os.open, os.write, os.fsync or os.replace raise OSError(code); 0 only counts them."""
+    """Make the n-th call (from 1) of those in WATCHED raise OSError(code); 0 only counts them."""
     calls = Calls()
 
     def watched(name: str) -> Any:

@@ -91,6 +91,85 @@ def write_atomic(path: str | Path, data: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+class AtomicFile:
+    """A stream to a file that is absent until it is complete; for files too large for `write_atomic`.
+
+    As a context manager it commits at the end, and leaves nothing behind after an exception.
+
+    Args:
+        path: final name; its directory must exist.
+        replace: take the place of an existing file; otherwise the second of two writers is refused when it commits.
+        buffer_bytes: how much is gathered before the system is called.
+
+    Raises:
+        ResourceError, StoreError: as `write_atomic`; StoreError also when the name is taken.
+    """
+
+    def __init__(self, path: str | Path, *, replace: bool = False, buffer_bytes: int = 1 << 20) -> None:
+        self.path, self._replace, self._limit = Path(path), replace, buffer_bytes
+        self._buffer = bytearray()
+        self._hash = hashlib.sha256()
+        self.tell = 0
+        self._temporary = self.path.parent / f".{os.getpid()}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+        try:
+            self._descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError):
+                raise StoreError(f"is not a usable file name: {error}", value=str(path)) from error
+            raise storage_error(error, path, "written") from error
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Append; returns the number of bytes, as a stream does."""
+        self._buffer += data
+        self.tell += len(data)
+        if len(self._buffer) >= self._limit:
+            self._flush()
+        return len(data)
+
+    def _flush(self) -> None:
+        self._hash.update(self._buffer)
+        try:
+            write_all(self._descriptor, self._buffer)
+        except OSError as error:
+            self.abort()
+            raise storage_error(error, self.path, "written") from error
+        self._buffer = bytearray()
+
+    def commit(self) -> str:
+        """Put the file under its name, safe on the disk; return its SHA-256 in hexadecimal."""
+        self._flush()
+        try:
+            os.fsync(self._descriptor)
+            if self._replace:
+                os.replace(self._temporary, self.path)
+            else:  # a link, unlike a rename, never takes the place of another file
+                os.link(self._temporary, self.path)
+            self.abort()
+            _sync_directory(self.path.parent)
+        except OSError as error:
+            self.abort()
+            if isinstance(error, FileExistsError):
+                raise StoreError("exists already", file=self.path, hint="another writer was first; choose another name") from None
+            raise storage_error(error, self.path, "written") from error
+        return self._hash.hexdigest()
+
+    def abort(self) -> None:
+        """Drop what was written; nothing to do after `commit`."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+            self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None and self._descriptor >= 0:
+            self.commit()
+        else:
+            self.abort()
+
+
 def sweep_temporaries(directory: str | Path) -> int:
     """Remove the temporaries that killed writers left in a directory; call it only while holding the directory's lock.
 
