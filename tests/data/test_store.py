@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from gewu.core.errors import InputError, StoreError
 from gewu.data import Schema, Shard, Store, open_shards
 from gewu.data.shard import ShardInfo, write_shards
+from gewu.data.store import Subset
 
 SCHEMA = Schema.of({"n": "int64", "text": "text", "x": "float32[3]", "b": "bool", "list": "list[int32]", "p": "bfloat16"})
 
@@ -158,6 +160,14 @@ def test_what_was_read_outlives_its_store(tmp_path: Path) -> None:
     store.close()
     del store
     assert x.tolist() == [5.0, 6.0, 7.0] and text == sample(7)["text"]
+
+
+def test_a_store_and_its_subset_go_to_another_process(tmp_path: Path) -> None:
+    make(tmp_path)
+    store = open_shards(tmp_path, fields=("n",), on_damage="skip")
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        assert pool.submit(Store.__getitem__, store, 7).result() == {"n": 7}
+        assert pool.submit(Subset.read, store.subset([40, 3]), [0, 1]).result() == [{"n": 40}, {"n": 3}]
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from ctypes import addressof, c_char
 from functools import cache
 from typing import Any, Final
 
 import numpy as np
 
-from gewu.core.crc32c import crc32c
+from gewu.core.crc32c import crc32c_at
 from gewu.core.errors import InputError
 from gewu.data.fields import BLOBS, Field, Schema, Type
 
@@ -88,7 +89,7 @@ class Codec:
         for field in self._arrays:  # after the front, whose gaps are zeros
             at = self.places[field.name]
             data[at : at + field.type.bytes] = _array(field.name, field.type, sample[field.name]).tobytes()
-        _U32.pack_into(data, 0, crc32c(memoryview(data)[4:]))
+        _U32.pack_into(data, 0, crc32c_at(addressof(c_char.from_buffer(data)) + 4, len(data) - 4))
         return data
 
     def _check_names(self, sample: Mapping[str, Any]) -> None:
@@ -180,6 +181,8 @@ def _number(field: Field, value: Any) -> Any:
 
 def _array(name: str, kind: Type, value: Any) -> Any:
     """Return the array to store: same numbers, the dtype of the field; floats may be rounded, nothing else may change."""
+    if type(value) is np.ndarray and value.dtype == kind.numpy and value.shape == kind.shape:
+        return value
     try:
         array = np.asarray(value)
     except ValueError:

@@ -140,6 +140,11 @@ class Store:
         self._plans: dict[Any, Any] = {}
         self.damage: dict[str, Any] = {}
 
+    def __reduce__(self) -> Any:
+        """Go to another process: as names and sizes; shards are opened there when needed."""
+        shards = [ShardInfo(n, size, 0, 0, "") for n, size in zip(self._names, self.shard_sizes.tolist(), strict=True)]
+        return _reopened, (shards, self.root.absolute(), self.schema, self.on_damage, self.fields, self._most_open)
+
     @property
     def schema(self) -> Schema:
         """The schema of all shards."""
@@ -348,6 +353,9 @@ class Subset:
         self.shard_sizes = np.array([len(self.numbers)], np.int64)
         self.schema, self.damage, self.on_damage, self.fields = store.schema, store.damage, store.on_damage, store.fields
 
+    def __reduce__(self) -> Any:
+        return Subset, (self.store, self.numbers)
+
     def __len__(self) -> int:
         return len(self.numbers)
 
@@ -387,6 +395,10 @@ class Subset:
     def close(self) -> None:
         """Let go of the store's shards."""
         self.store.close()
+
+
+def _reopened(shards: Any, root: Path, schema: Schema, on_damage: str, fields: Any, most_open: int) -> Store:
+    return Store(shards, root=root, schema=schema, on_damage=on_damage, fields=fields, open_shards=most_open)
 
 
 def open_shards(folder: str | Path, **options: Any) -> Store:
