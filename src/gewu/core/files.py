@@ -243,6 +243,44 @@ def read_text_capped(path: str | Path, limit_bytes: int) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def open_folder(path: str | Path) -> int:
+    """Return the descriptor of a folder, for `read_at`; the caller closes it.
+
+    Raises:
+        StoreError: it is gone, not a folder, or may not be read.
+    """
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise storage_error(error, path, "read") from error
+
+
+def read_at(folder: int, name: str, limit_bytes: int) -> bytes:
+    """Read a regular file of an open folder, following no link: the quick way to very many small files.
+
+    Raises:
+        InputError: "not-a-file", "too-large", "unreadable" or "changed" (while it was read), and nothing else, for there are many.
+    """
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        raise InputError("unreadable") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit_bytes:
+            raise InputError("too-large" if stat.S_ISREG(status.st_mode) else "not-a-file")
+        data = os.read(descriptor, status.st_size + 1)
+        while 0 < len(data) < status.st_size and (more := os.read(descriptor, status.st_size + 1 - len(data))):
+            data += more
+        if len(data) != status.st_size or os.fstat(descriptor).st_mtime_ns != status.st_mtime_ns:
+            raise InputError("changed")
+        return data
+    except OSError:
+        raise InputError("unreadable") from None
+    finally:
+        os.close(descriptor)
+
+
 class LineLog:
     """An append-only text file, one `os.write` per line; a line that a kill cut short is removed when it is opened again.
 
