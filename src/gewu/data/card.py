@@ -27,6 +27,8 @@ from gewu.data.shard import SUFFIX, ShardInfo
 BINS, SPREAD, MOST_VALUES, MOST_FILES = 40, 1000, 1000, 1000
 EXCERPT, THUMBNAIL, MOST_PIXELS = 600, 128, 1 << 26
 _HERE: Final = Path(__file__).parent
+_TYPES: Final = {"string": "text", "float": "float32", "double": "float64"}
+"""Types of columns whose names differ from those of fields."""
 
 
 class Histogram(NamedTuple):
@@ -81,14 +83,14 @@ def describe(root: str | Path, version: int | None = None, rows: int = 6) -> Fac
         return [tuple(row.values()) for row in catalogue.sql(query, snapshot.version)]
 
     for name, kind in snapshot.columns.items():
-        if kind in ("text", "bool"):
+        if kind in ("string", "text", "bool"):
             ((several,),) = ask(f'SELECT approx_count_distinct("{name}") AS n FROM samples')
             if several <= MOST_VALUES:
                 value = f"coalesce(CAST(\"{name}\" AS VARCHAR), '')"
                 query = f"SELECT {value} AS v, count(*) AS n, sum(length) AS b FROM samples GROUP BY 1 ORDER BY n DESC, v"
                 labels[name] = [(str(value), int(count), int(size)) for value, count, size in ask(query)]
         elif name != "hash":
-            field = snapshot.schema[name] if name in snapshot.schema else Field(name, Type("array", kind))
+            field = snapshot.schema[name] if name in snapshot.schema else Field(name, Type.parse(_TYPES.get(kind, kind)))
             if (found := _column(ask, name, field)) is not None:
                 histograms[name] = found
     with closing(catalogue.open(snapshot.version, on_damage="skip")) as store:
@@ -99,9 +101,9 @@ def describe(root: str | Path, version: int | None = None, rows: int = 6) -> Fac
 
 
 def _arrays(store: Any) -> dict[str, Histogram]:
-    """Count the entries of fields that are arrays of real numbers, in samples spread evenly."""
+    """Count the entries of fields that are arrays of real numbers, in samples spread evenly; where atoms are says nothing."""
     spread, found = np.unique(np.linspace(0, len(store) - 1, SPREAD).astype(np.int64)), {}
-    for field in store.schema:
+    for field in (store.schema[name] for name in store.schema.names if name not in ("positions", "cell")):
         if field.type.kind == "array" and field.type.shape and "float" in field.type.dtype:
             parts = store.batch(spread, [field.name])[field.name]
             values = np.concatenate([np.asarray(part, np.float64).ravel() for part in parts] or [np.zeros(0)])
@@ -152,7 +154,9 @@ def croissant(facts: Facts, name: str, description: str, **about: Any) -> dict[s
     distribution += [_files("shards", "shards/*.gws", "application/x-gewu-shard")]
     distribution += [_files("parts", "catalogue/*.parquet", "application/x-parquet")]
     fields = [_field("samples", "shards", field) for field in snapshot.schema]
-    columns = [_field("catalogue", "parts", Field(name, Type.parse(kind))) for name, kind in snapshot.columns.items()]
+    columns = [
+        _field("catalogue", "parts", Field(name, Type.parse(_TYPES.get(kind, kind)))) for name, kind in snapshot.columns.items()
+    ]
     sets = {"samples": ("the samples, one record each", fields), "catalogue": ("facts on the samples, in their order", columns)}
     return {
         "@context": json.loads(_HERE.joinpath("croissant.json").read_text(encoding="utf-8")),

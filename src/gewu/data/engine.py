@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ from gewu.data import figures as pictures
 from gewu.data.executors import EXECUTORS
 from gewu.data.fields import Schema
 from gewu.data.piece import Source
-from gewu.data.stages import Numbered, Origin, PerAtom, Split, Unpack
+from gewu.data.stages import Numbered, Origin, Split
 from gewu.formats.elements import ATOMIC_NUMBER
 from gewu.formats.extxyz import extxyz_bytes
 from gewu.formats.structure import Structure
@@ -155,30 +156,34 @@ def stages_of(config: Config, schema: Schema) -> tuple[list[Any], Any]:
     Raises:
         InputError: a stage needs a field that is not there.
     """
-    from gewu.data import images, minhash, pii, text, tokens
-
     field = config.text
     blob = next((f.name for f in schema if f.type.kind == "bytes"), "data")
     picture = next((f.name for f in schema if f.type.kind == "image"), "image")
-    made = {
-        "unpack": lambda: Unpack(blob),
-        "decode": lambda: text.Decode(blob, field, fallback="cp1252"),
-        "plain": lambda: text.Plain(field),
-        "normalise": lambda: text.Normalise(field),
-        "language": lambda: text.Language(config.languages, field),
-        "quality": lambda: text.Quality(field, words=(config.least_words, 1_000_000)),
-        "pii": lambda: pii.Mask(field),
-        "tokenise": lambda: tokens.Tokenise(config.tokenizer, field),
-        "check-images": lambda: images.CheckImage(picture),
-        "per-atom": PerAtom,
+    made: dict[str, tuple[str, str, tuple[Any, ...], dict[str, Any]]] = {
+        "unpack": ("stages", "Unpack", (blob,), {}),
+        "decode": ("text", "Decode", (blob, field), {"fallback": "cp1252"}),
+        "plain": ("text", "Plain", (field,), {}),
+        "normalise": ("text", "Normalise", (field,), {}),
+        "language": ("text", "Language", (config.languages, field), {}),
+        "quality": ("text", "Quality", (field,), {"words": (config.least_words, 1_000_000)}),
+        "pii": ("pii", "Mask", (field,), {}),
+        "dedup": ("minhash", "Dedup", (field, config.similarity), {}),
+        "tokenise": ("tokens", "Tokenise", (config.tokenizer, field), {}),
+        "check-images": ("images", "CheckImage", (picture,), {}),
+        "per-atom": ("stages", "PerAtom", (), {}),
     }
-    stages: list[Any] = [made[name]() for name in config.stages if name != "dedup"]
+
+    def make(name: str) -> Any:
+        module, kind, arguments, options = made[name]
+        return getattr(import_module(f"gewu.data.{module}"), kind)(*arguments, **options)
+
+    stages = [make(name) for name in config.stages if name != "dedup"]
     licences = config.licence if isinstance(config.licence, dict) else {"": config.licence} if config.licence else {}
     if licences:
         stages.append(Origin(tuple(licences.items()), "path" in schema))
     if config.validation:
         stages.append(Split(config.validation, config.seed, _through(stages, schema).with_fields({}, without=("path",))))
-    return stages, minhash.MinHash(field, similarity=config.similarity) if "dedup" in config.stages else None
+    return stages, make("dedup") if "dedup" in config.stages else None
 
 
 def _through(stages: list[Any], schema: Schema) -> Schema:

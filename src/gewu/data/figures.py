@@ -28,8 +28,10 @@ def record(ctx: Context, facts: Any, rejects: dict[str, int]) -> None:
         ctx.save(key, counts, (f"{key}_value",), "1", long_name=f"samples by {column}", labels=labels, column=column)
     for name, found in facts.histograms.items():
         key = re.sub(r"[^A-Za-z0-9_]", "_", name)
-        about = found.meaning or f"how {name} is spread"
-        counted = "samples" if name in facts.snapshot.columns else "entries, in some samples"
+        counted = "samples" if name in facts.snapshot.columns else "entries"
+        about = f"{found.counts.sum():,} {counted} between {found.edges[0]:.4g} and {found.edges[-1]:.4g} {found.unit}".rstrip()
+        about += "" if counted == "samples" else " of samples spread evenly"
+        about += f": {found.meaning}" * bool(found.meaning)
         ctx.save(f"histogram_{key}", found.counts, (f"bin_{key}",), "1", long_name=about, column=name, counted=counted)
         ctx.save(f"edges_{key}", found.edges, (f"edge_{key}",), found.unit or "1", long_name=f"edges of histogram_{key}")
 
@@ -38,7 +40,7 @@ def figures(result: Any) -> Iterator[Figure]:
     """Yield a figure for each array that counts: bars for labels, steps for numbers."""
     for name in result.arrays:
         about = result.arrays.variable(name).attributes
-        kind, what = name.partition("_")[0], str(about.get("column", ""))
+        kind, what = name.partition("_")[0], str(about.get("column", "")).replace("_", " ")
         if kind == "rejects":
             caption = "Samples that were not taken, by reason; rejects.txt names the first of each."
             yield Figure("Refused", caption, partial(_bars, result=result, name=name))
@@ -46,7 +48,7 @@ def figures(result: Any) -> Iterator[Figure]:
             caption = f"Samples by the catalogue's column {what}" + (", the most frequent." if _many(result, name) else ".")
             yield Figure(what[:1].upper() + what[1:], caption, partial(_bars, result=result, name=name))
         elif kind == "histogram":
-            yield Figure(what[:1].upper() + what[1:], str(about["long_name"]), partial(_steps, result=result, name=name))
+            yield Figure(what[:1].upper() + what[1:], f"{about['long_name']}.", partial(_steps, result=result, name=name))
 
 
 def _many(result: Any, name: str) -> bool:
@@ -60,7 +62,7 @@ def _bars(axes: Any, result: Any, name: str) -> None:
     axes.set_yticks(range(len(values)), [label[:32] or "(none)" for label in labels], fontsize=8 if len(values) > 12 else None)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    if values.min(initial=1) > 0 and values.max(initial=1) > 100 * values.min(initial=1):
+    if values.max() > 100 * values.min() > 0:
         axes.set_xscale("log")
     axes.set_xlabel("samples")
 
@@ -71,7 +73,7 @@ def _steps(axes: Any, result: Any, name: str) -> None:
     axes.stairs(np.asarray(variable.array), edges, fill=True, color="C0", alpha=0.85)
     unit = str(result.arrays.variable(name.replace("histogram", "edges", 1)).units)
     column = str(variable.attributes["column"])
-    axes.set_xlabel(column + (f" ({unit})" if unit not in ("", "1") else ""))
+    axes.set_xlabel(column.replace("_", " ") + (f" ({unit})" if unit not in ("", "1") else ""))
     axes.set_ylabel(str(variable.attributes["counted"]))
     if column == "length" and edges[0] > 0:
         axes.set_xscale("log")

@@ -75,7 +75,8 @@ class Split:
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         """Return the changed sample."""
-        digest = blake2b(codec(self.fields).encode(sample)[4:], digest_size=8, key=self.seed.to_bytes(8, "little")).digest()
+        data = codec(self.fields).encode({name: sample[name] for name in self.fields.names})[4:]  # without the checksum
+        digest = blake2b(data, digest_size=8, key=self.seed.to_bytes(8, "little")).digest()
         marked = int.from_bytes(digest, "little") < self.share * 2.0**64
         return sample | {"split": "validation" if marked else "train"}
 
