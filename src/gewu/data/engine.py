@@ -64,7 +64,7 @@ STAGES: Final = (
     "per-atom",
 )
 TEXT_STAGES: Final = ("unpack", "decode", "plain", "normalise", "language", "quality", "pii", "dedup")
-ADDED: Final = ("source", "licence", "label", "language", "quality", "split", "atoms", "energy_per_atom")
+ADDED: Final = ("source", "licence", "label", "language", "quality", "masked", "split", "atoms", "energy_per_atom")
 """Fields of stages that belong into the catalogue."""
 
 
@@ -166,7 +166,7 @@ def stages_of(config: Config, schema: Schema) -> tuple[list[Any], Any]:
         "normalise": ("text", "Normalise", (field,), {}),
         "language": ("text", "Language", (config.languages, field), {}),
         "quality": ("text", "Quality", (field,), {"words": (config.least_words, 1_000_000)}),
-        "pii": ("pii", "Mask", (field,), {}),
+        "pii": ("pii", "MaskPII", (field,), {"column": "masked"}),
         "dedup": ("minhash", "Dedup", (field, config.similarity), {}),
         "tokenise": ("tokens", "Tokenise", (config.tokenizer, field), {}),
         "check-images": ("images", "CheckImage", (picture,), {}),
