@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -10,30 +12,50 @@ from typing import Any, Final
 import numpy as np
 
 from gewu.core.context import Context
+from gewu.core.errors import InputError
 from gewu.core.figure import Figure
+from gewu.formats.pictures import decode_image
 
 _MOST_BARS: Final = 24
+EXCERPT, THUMBNAIL = 400, 96
 
 
 def record(ctx: Context, facts: Any, rejects: dict[str, int]) -> None:
     """Record counts: of refusals, of labels, and histograms; figures are drawn from them."""
-    tables = {
-        f"by_{name}": (name, [(value, count) for value, count, _ in rows]) for name, rows in facts.labels.items() if len(rows) > 1
-    }
+    tables = {f"by_{name}": rows for name, rows in facts.labels.items() if len(rows) > 1}
     if rejects:
-        tables["rejects"] = ("reason", sorted(rejects.items(), key=lambda row: (-row[1], row[0])))
-    for key, (column, rows) in tables.items():
-        key, counts = re.sub(r"[^A-Za-z0-9_]", "_", key), np.array([count for _, count in rows], np.int64)
-        labels = "\n".join(value.replace("\n", " ") for value, _ in rows)
-        ctx.save(key, counts, (f"{key}_value",), "1", long_name=f"samples by {column}", labels=labels, column=column)
+        tables["rejects"] = sorted(rejects.items(), key=lambda row: (-row[1], row[0]))
+    for name, rows in tables.items():
+        key, counts = re.sub(r"[^A-Za-z0-9_]", "_", name), np.array([count for _, count in rows], np.int64)
+        about = {"labels": "\n".join(value.replace("\n", " ") for value, _ in rows), "column": name.removeprefix("by_")}
+        ctx.save(key, counts, (f"{key}_value",), "1", long_name=f"samples by {about['column']}", **about)
     for name, found in facts.histograms.items():
-        key = re.sub(r"[^A-Za-z0-9_]", "_", name)
-        counted = "samples" if name in facts.snapshot.columns else "entries"
-        about = f"{found.counts.sum():,} {counted} between {found.edges[0]:.4g} and {found.edges[-1]:.4g} {found.unit}".rstrip()
-        about += "" if counted == "samples" else " of samples spread evenly"
-        about += f": {found.meaning}" * bool(found.meaning)
-        ctx.save(f"histogram_{key}", found.counts, (f"bin_{key}",), "1", long_name=about, column=name, counted=counted)
+        key, low, high = re.sub(r"[^A-Za-z0-9_]", "_", name), found.edges[0], found.edges[-1]
+        counted = "samples" if name in facts.snapshot.columns else "entries of samples spread evenly"
+        text = f"{found.counts.sum():,} {counted}, {low:.4g} to {high:.4g} {found.unit}".rstrip() + f"; {found.meaning}" * bool(
+            found.meaning
+        )
+        ctx.save(f"histogram_{key}", found.counts, (f"bin_{key}",), "1", long_name=text, column=name)
         ctx.save(f"edges_{key}", found.edges, (f"edge_{key}",), found.unit or "1", long_name=f"edges of histogram_{key}")
+
+
+def shown(value: Any) -> str:
+    """Return a value of a sample as a report shows it: an excerpt of text, first numbers, or a small picture as a data URL."""
+    if isinstance(value, bytes | memoryview):
+        from PIL import Image
+
+        try:
+            picture = Image.fromarray(decode_image(bytes(value)))
+        except InputError:
+            return f"{len(value):,} bytes"
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        picture.save(sink := io.BytesIO(), "PNG")
+        return f"data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()}"
+    if isinstance(value, np.ndarray):
+        first = ", ".join(f"{number:.6g}" for number in value.ravel()[:12].tolist())
+        return f"{value.dtype}{list(value.shape)}: {first}{' …' if value.size > 12 else ''}"
+    text = str(value)
+    return text if len(text) <= EXCERPT else f"{text[:EXCERPT]} …"
 
 
 def figures(result: Any) -> Iterator[Figure]:
@@ -45,14 +67,11 @@ def figures(result: Any) -> Iterator[Figure]:
             caption = "Samples that were not taken, by reason; rejects.txt names the first of each."
             yield Figure("Refused", caption, partial(_bars, result=result, name=name))
         elif kind == "by":
-            caption = f"Samples by the catalogue's column {what}" + (", the most frequent." if _many(result, name) else ".")
+            most = ", the most frequent" if len(result.arrays[name]) > _MOST_BARS else ""
+            caption = f"Samples by the catalogue's column {what}{most}."
             yield Figure(what[:1].upper() + what[1:], caption, partial(_bars, result=result, name=name))
         elif kind == "histogram":
             yield Figure(what[:1].upper() + what[1:], f"{about['long_name']}.", partial(_steps, result=result, name=name))
-
-
-def _many(result: Any, name: str) -> bool:
-    return len(result.arrays[name]) > _MOST_BARS
 
 
 def _bars(axes: Any, result: Any, name: str) -> None:
@@ -68,12 +87,12 @@ def _bars(axes: Any, result: Any, name: str) -> None:
 
 
 def _steps(axes: Any, result: Any, name: str) -> None:
-    variable = result.arrays.variable(name)
-    edges = np.asarray(result.arrays[name.replace("histogram", "edges", 1)])
-    axes.stairs(np.asarray(variable.array), edges, fill=True, color="C0", alpha=0.85)
-    unit = str(result.arrays.variable(name.replace("histogram", "edges", 1)).units)
-    column = str(variable.attributes["column"])
-    axes.set_xlabel(column.replace("_", " ") + (f" ({unit})" if unit not in ("", "1") else ""))
-    axes.set_ylabel(str(variable.attributes["counted"]))
-    if column == "length" and edges[0] > 0:
+    found, column = (
+        result.arrays.variable(name.replace("histogram", "edges", 1)),
+        str(result.arrays.variable(name).attributes["column"]),
+    )
+    axes.stairs(np.asarray(result.arrays[name]), np.asarray(found.array), fill=True, color="C0", alpha=0.85)
+    axes.set_xlabel(column.replace("_", " ") + f" ({found.units})" * (found.units not in ("", "1")))
+    axes.set_ylabel("count")
+    if column == "length" and found.array[0] > 0:
         axes.set_xscale("log")
