@@ -2,6 +2,7 @@
 
     Order        a global shuffle of [0, n), n <= 2^62, in O(1) memory
     WindowOrder  shards shuffled, and samples shuffled within windows of a few open shards: disks are read almost in sequence
+    Sequential   samples as they are stored
     Mixture      draws from several orders by weight, each reshuffled whenever it is exhausted
 
 All have one face.  `order[i]` is the sample at position i (an integer or an array of them), `order.take(start, stop)` those of a
@@ -16,7 +17,7 @@ batch at `position`, which counts samples over all ranks.  So the state of a run
     >>> bool((np.concatenate(parts) == order.take(4, 8)).all())
     True
 
-Everything is made of integers, so every platform sees the same order.  `gewu.data.feistel` holds the permutation;
+Everything is made of integers, so every platform sees the same order.  `gewu.core.permutation` does the shuffling;
 docs/data-order.md says how good it is and what windows cost in randomness.
 """
 
@@ -31,10 +32,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from gewu.core import permutation
 from gewu.core.errors import InputError
+from gewu.core.permutation import Indices, Places
 from gewu.core.random import philox4x32
-from gewu.data import feistel
-from gewu.data.feistel import Indices, Places
 
 MOST, SLOTS, _LOW = 2**62, 2**16, 2**32 - 1
 
@@ -80,7 +81,7 @@ def lookup(cumulative: Indices, indices: ArrayLike) -> tuple[Places, Places]:
     Raises:
         InputError: an index is out of range.
     """
-    found: tuple[Places, Places] = feistel.find(cumulative, _checked(indices, int(cumulative[-1])))
+    found: tuple[Places, Places] = permutation.find(cumulative, _checked(indices, int(cumulative[-1])))
     return found
 
 
@@ -107,7 +108,7 @@ class Order:
 
     def _map(self, values: Indices, back: bool) -> Indices:
         """Turn positions into samples, or `back`; may overwrite them."""
-        feistel.shuffle(values, self._bound, self._secret, back)
+        permutation.shuffle(values, self._bound, self._secret, back)
         return values
 
     def _each(self, values: Any, back: bool) -> Any:
@@ -203,7 +204,7 @@ class WindowOrder(Order):
         sizes = np.diff(self._first)
         filled = np.flatnonzero(sizes)  # empty shards are never opened
         turn = np.arange(filled.size, dtype=np.uint64)
-        feistel.shuffle(turn, cumulative([turn.size]), ~self._secret, False)
+        permutation.shuffle(turn, cumulative([turn.size]), ~self._secret, False)
         reading = filled[turn.astype(np.int64)]
         self._start = cumulative(sizes[reading])
         self._shift = self._first[reading] - self._start[:-1]  # from reading order to the order of the store, modulo 2^64
@@ -222,6 +223,17 @@ class WindowOrder(Order):
             return super()._map(values - self._unshift[lookup(self._first, values)[0]], back)
         reading = super()._map(values, back)
         return reading + self._shift[lookup(self._start, reading)[0]]
+
+
+class Sequential(Order):
+    """The samples as they are stored, in every epoch."""
+
+    def __init__(self, n: int, seed: int = 0, epoch: int = 0) -> None:
+        super().__init__(n, seed, epoch)
+        self.name = f"sequential-1 n={n}"
+
+    def _map(self, values: Indices, back: bool) -> Indices:
+        return values
 
 
 class Mixture(Order):
@@ -252,7 +264,7 @@ class Mixture(Order):
         self.name = f"mixture-1 {mark.hexdigest()}"
         self.offsets = cumulative([order.n for order in self.orders])
         self.shares = tuple(Fraction(int(q), int(quota.sum())) for q in quota)
-        self._quota, (self._slot, self._turn) = quota, feistel.schedule(quota, self._secret)
+        self._quota, (self._slot, self._turn) = quota, permutation.schedule(quota, self._secret)
         self._epochs: dict[tuple[int, int], Order] = {}
 
     def again(self, seed: int, epoch: int) -> Self:
@@ -299,7 +311,7 @@ def _quotas(weights: Sequence[float | Fraction]) -> Places:
     total = sum(Fraction(str(weight)) for weight in weights)
     shares = [Fraction(str(weight)) / total for weight in weights]
     slots = SLOTS // (common := math.lcm(*(share.denominator for share in shares))) * common or SLOTS
-    quota = np.diff([int(edge * slots) for edge in np.cumsum([0, *shares])])
+    quota = np.diff([round(edge * slots) for edge in np.cumsum([0, *shares])])
     if quota.min() == 0:
         raise InputError("a weight is too small beside the others", key="weights", value=weights, allowed=f"1/{SLOTS} of the sum")
     return quota

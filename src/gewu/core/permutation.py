@@ -1,4 +1,4 @@
-"""Shuffling without a table, and finding the shard of a sample: the kernels of `gewu.data.order`, on integers alone.
+"""Shuffling without a table, and what goes with it: finding intervals, and taking turns by quota.  On integers alone.
 
 A permutation of [0, n) is a Feistel network on the pairs (l, r) of [0, a) × [0, 2^k), x = 2^k l + r, with 2^k ≈ √n and
 a = ceil(n / 2^k), so that the domain a 2^k exceeds n by less than 2^k.  Rounds i = 0 ... 9, in turn
@@ -31,7 +31,7 @@ numba = load_numba()
 Indices = NDArray[np.uint64]
 Places = NDArray[np.int64]
 
-ROUNDS = 10
+ROUNDS, _NEAR = 10, 64
 _G, _C1, _C2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _1, _3, _27, _30, _31, _32, _64, _LOW = (np.uint64(bits) for bits in (1, 3, 27, 30, 31, 32, 64, 2**32 - 1))
 
@@ -84,13 +84,15 @@ def _sides(n: Any) -> Any:
 
 
 @_inline
-def _find(cumulative: Any, x: Any) -> Any:
-    """Return the last j with cumulative[j] <= x: a guess by proportion, steps that double, then halves.
+def _find(cumulative: Any, x: Any, low: Any) -> Any:
+    """Return the last j with cumulative[j] <= x: from a guess on by steps that double, then by halves.
 
-    The guess is made in floating point; the answer does not depend on it.
+    The guess is `low`, what was found before, if the answer is near it, else by proportion; that is made in floating point, but
+    the answer does not depend on it.
     """
-    last = cumulative.size - 1
-    low, step = min(np.int64(np.float64(x) / np.float64(cumulative[last]) * np.float64(last)), last - 1), 1
+    last, step = cumulative.size - 1, 1
+    if x < cumulative[max(0, low - _NEAR)] or x >= cumulative[min(last, low + _NEAR)]:
+        low = min(np.int64(np.float64(x) / np.float64(cumulative[last]) * np.float64(last)), last - 1)
     while cumulative[low] > x:
         low, step = max(0, low - step), 2 * step
     high = min(last, low + step)
@@ -104,19 +106,19 @@ def _find(cumulative: Any, x: Any) -> Any:
 
 @_kernel
 def find(cumulative: Indices, indices: Indices) -> tuple[Places, Places]:
-    """Return the shard of every index below cumulative[-1], and its row in the shard."""
-    shard = np.empty(indices.size, np.int64)
+    """Return the interval j of every index, cumulative[j] <= index < cumulative[j + 1], and its place in the interval."""
+    interval = np.zeros(indices.size, np.int64)
     for i in range(indices.size):
-        shard[i] = _find(cumulative, indices[i])
-    return shard, (indices - cumulative[shard]).astype(np.int64)
+        interval[i] = _find(cumulative, indices[i], interval[max(0, i - 1)])
+    return interval, (indices - cumulative[interval]).astype(np.int64)
 
 
 @_kernel
 def shuffle(values: Indices, bound: Indices, key: np.uint64, back: bool) -> None:
     """Replace every value by its image in its window, bound[w] <= value < bound[w + 1]; `back` undoes that."""
-    i = 0
+    w = i = 0
     while i < values.size:
-        w, stop = _find(bound, values[i]), i
+        w, stop = _find(bound, values[i], w), i
         base, n, mine = bound[w], bound[w + 1] - bound[w], _mix(key + _G * np.uint64(w))
         a, k = _sides(n)
         while stop < values.size and values[stop] - base < n:  # below the window the difference wraps
