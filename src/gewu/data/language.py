@@ -87,7 +87,7 @@ def _stored() -> tuple[list[str], NDArray[np.float32], dict[str, frozenset[str]]
     stored = json.loads(Path(__file__).with_name("languages.json").read_bytes())
     table = np.frombuffer(zlib.decompress(base64.b85decode(stored["table"])), np.uint8)
     stop = {name: frozenset(words.split()) for name, words in stored["stop"].items()}
-    return stored["languages"], table.reshape(-1, len(stored["languages"])).astype(np.float32) / 4, stop
+    return stored["languages"], table.reshape(-1, len(stored["languages"])) * np.float32(0.25), stop
 
 
 def stop_words(language: str) -> frozenset[str]:

@@ -24,11 +24,10 @@ _UNSEEN: Final = "head|script|style|template|noscript|svg|math|nav|footer|iframe
 _TAG: Final = re.compile(
     rf"<!--.*?(?:-->|\Z)|<({_UNSEEN})\b{_IN_TAG}.*?(?:</\1\s*>|\Z)|<(/?)([a-z][a-z0-9]*){_IN_TAG}|<[!?][^<>]*>", re.S | re.I
 )
-_BREAKS: Final = (
-    {name: "\n" for name in _names("br div tr dt dd hr title caption figcaption option address")}
-    | {name: "\n\n" for name in _names("p h1 h2 h3 h4 h5 h6 table ul ol dl pre blockquote section article figure")}
-    | {"td": " ", "th": " "}
-)
+_BREAKS: Final = {name: "\n" for name in _names("br div tr dt dd hr title caption figcaption option address")} | {
+    name: "\n\n" for name in _names("p h1 h2 h3 h4 h5 h6 table ul ol dl pre blockquote section article figure")
+}
+_OPENS: Final = {"li": "\n- ", "td": " ", "th": " "}
 
 
 def strip_html(text: str) -> str:
@@ -39,7 +38,7 @@ def strip_html(text: str) -> str:
         out.append(text[at : tag.start()] if verbatim else re.sub(r"\s+", " ", text[at : tag.start()]))
         at, name = tag.end(), (tag[3] or "").lower()
         verbatim = not tag[2] if name == "pre" else verbatim
-        out.append("\n- " if name == "li" and not tag[2] else _BREAKS.get(name, ""))
+        out.append((None if tag[2] else _OPENS.get(name)) or _BREAKS.get(name, ""))
     out.append(text[at:])
     return _tidy(html.unescape("".join(out)))
 
