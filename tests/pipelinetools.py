@@ -16,6 +16,7 @@ import numpy as np
 from gewu.core.errors import InputError, ResourceError
 from gewu.data.fields import Schema
 from gewu.data.piece import Reject, Source
+from gewu.data.pipeline import Pipeline
 
 SCHEMA = Schema.of({"number": "int64", "text": "text"})
 
@@ -103,7 +104,7 @@ class Killed:
 
     at: int
     marks: str = field(repr=False)
-    times: int = 1
+    times: int = field(default=1, repr=False)
     name: str = "killed"
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +124,9 @@ class Residues:
         return {"residue": np.array([sample["number"] % self.modulus for sample in samples], np.int64)}
 
     def join(self, sketches: Any) -> list[np.ndarray]:
-        everything = np.concatenate([sketch["residue"] for sketch in sketches]) if sketches else np.zeros(0, np.int64)
+        if not sketches:
+            return []
+        everything = np.concatenate([sketch["residue"] for sketch in sketches])
         keep = np.zeros(len(everything), bool)
         keep[np.unique(everything, return_index=True)[1]] = True
         return np.split(keep, np.cumsum([len(sketch["residue"]) for sketch in sketches])[:-1])
@@ -133,3 +136,34 @@ def files_of(root: Path) -> dict[str, str]:
     """Return the SHA-256 of every file below a folder by its name."""
     paths = sorted(path for path in root.rglob("*") if path.is_file())
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+RUN = """
+import os, signal, sys, threading
+from pathlib import Path
+from gewu.core.errors import GewuError
+from tests.pipelinetools import pipeline
+
+def progress(done, total, **numbers):
+    print("done", done, flush=True)
+    if action == "wait":
+        sys.stdin.readline()
+    if action == "interrupt" and done == 1:  # as a terminal does, to all processes of the group
+        threading.Timer(0.05, os.killpg, (0, signal.SIGINT)).start()
+
+if __name__ == "__main__":
+    root, dedup, count, action = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    print("start", flush=True)
+    try:
+        pipeline(root, dedup, count).run(2, "processes", progress=progress)
+    except GewuError as error:
+        print(error)
+        sys.exit(error.exit_code)
+"""
+"""A program that runs `pipeline` on two processes; the fourth word says what it does at its first piece."""
+
+
+def pipeline(root: Path, dedup: int, count: int) -> Pipeline:
+    """Return a pipeline of eight pieces; `dedup` is the modulus of its duplicates, 0 for none."""
+    options: dict[str, Any] = {"columns": ["k"], "dedup": Residues(dedup) if dedup else None, "shard_bytes": 20_000}
+    return Pipeline(numbers(8, count, bad=50), (Multiples(2), Words(7)), root, **options)

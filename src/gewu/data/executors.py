@@ -20,6 +20,7 @@ and in the program `pipeline.run(executor="dask", address="dask.json")`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -27,6 +28,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from functools import cached_property
 from typing import Any, Final
 
 from gewu.core.errors import InputError, ResourceError
@@ -37,49 +39,48 @@ EXECUTORS: Final = ("serial", "processes", "dask")
 _LOST: Final = ("BrokenProcessPool", "KilledWorker")
 
 
-def spread(
-    work: Callable[[Any], Any],
-    tasks: Sequence[Any],
-    executor: str = "serial",
-    workers: int = 1,
-    stop: Callable[[], bool] = bool,
-    address: Any = "",
-) -> Iterator[Any]:
-    """Yield `work(task)` for each task, in the order in which they end.
+class Crew:
+    """Workers, started when they are first needed; `close` sends them home.
 
     Args:
-        work: the function; for processes and Dask it and the tasks can be pickled.
-        tasks: with a `name` each; handed out in this order: put the longest first.
         executor: "serial", "processes" or "dask".
         workers: number of processes; of the local cluster for Dask without an address.
-        stop: asked before tasks are handed out; True means hand out no more.
         address: for Dask: a scheduler's address ("tcp://host:8786"), its scheduler file, or a `distributed.Client`.
 
     Raises:
         InputError: no such executor.
-        ResourceError: a worker was killed twice at the same task, which is named.
-        KeyboardInterrupt: after Ctrl-C, when the tasks under way have ended.
     """
-    if executor not in EXECUTORS or workers < 1:
-        allowed = f"at least 1 worker on {', '.join(EXECUTORS)}"
-        raise InputError("no such executor", key="executor", value=f"{workers} on {executor}", allowed=allowed)
-    if executor == "serial":
-        for task in tasks:
-            if stop():
-                return
-            yield work(task)
-        return
-    queue, again = deque(tasks), set[str]()
-    failure: BaseException | None = None
-    under_way: dict[Future[Any], tuple[Executor, Any]] = {}
-    with contextlib.ExitStack() as stack:
-        hire, most = _dask(stack, workers, address) if executor == "dask" else (lambda: _process(stack), workers)
-        idle = [hire() for _ in range(min(most, len(tasks)))]
+
+    def __init__(self, executor: str = "serial", workers: int = 1, address: Any = "") -> None:
+        if executor not in EXECUTORS or workers < 1:
+            allowed = f"at least 1 worker on {', '.join(EXECUTORS)}"
+            raise InputError("no such executor", key="executor", value=f"{workers} on {executor}", allowed=allowed)
+        self.executor, self._workers, self._address = executor, workers, address
+        self._stack, self._idle = contextlib.ExitStack(), list[Executor]()
+
+    def spread(self, work: Callable[[Any], Any], tasks: Sequence[Any], stop: Callable[[], bool]) -> Iterator[Any]:
+        """Yield `work(task)` for each task, in the order in which they end.
+
+        Args:
+            work: the function; for processes and Dask it and the tasks can be pickled.
+            tasks: with a `name` each; handed out in this order: put the longest first.
+            stop: asked before tasks are handed out; True means hand out no more.
+
+        Raises:
+            ResourceError: a worker was killed twice at the same task, which is named.
+            KeyboardInterrupt: after Ctrl-C, when the tasks under way have ended.
+        """
+        if self.executor == "serial":
+            yield from (work(task) for task in itertools.takewhile(lambda task: not stop(), tasks))
+            return
+        queue, again = deque(tasks), set[str]()
+        failure: BaseException | None = None
+        under_way: dict[Future[Any], tuple[Executor, Any]] = {}
         while queue or under_way:
             if failure or stop():
                 queue.clear()
-            while queue and idle:
-                slot, task = idle.pop(), queue.popleft()
+            while queue and len(under_way) < self._most:
+                slot, task = self._idle.pop() if self._idle else self._hire(), queue.popleft()
                 under_way[slot.submit(_one_thread, work, task)] = slot, task
             try:
                 ended = wait(under_way, return_when=FIRST_COMPLETED).done
@@ -89,32 +90,51 @@ def spread(
                 slot, task = under_way.pop(future)
                 error = future.exception()
                 lost = type(error).__name__ in _LOST
-                idle.append(hire() if lost else slot)
+                if not lost:
+                    self._idle.append(slot)
                 if error is None:
                     yield future.result()
                 elif lost and task.name not in again:
                     again.add(task.name)
                     queue.appendleft(task)
-                elif lost:
-                    what = "the worker of this piece was killed twice"
-                    failure = failure or ResourceError(
-                        what, value=task.name, hint="out of memory? All others can go on in one more run"
-                    )
-                else:
-                    failure = failure or error
-    if failure:
-        raise failure
+                elif failure is None:
+                    killed = ResourceError("the worker of this piece was killed twice", value=task.name, hint="out of memory?")
+                    failure = killed if lost else error
+        if failure:
+            raise failure
+
+    def _hire(self) -> Executor:
+        """Return a pool of one process, so that it is known at which task it broke; or what hands a task to Dask."""
+        if self.executor == "dask":
+            executor: Executor = self._client.get_executor(pure=False)
+            return executor
+        context = multiprocessing.get_context("spawn")
+        return self._stack.enter_context(ProcessPoolExecutor(1, mp_context=context, initializer=_begin))
+
+    @cached_property
+    def _most(self) -> int:
+        """Tasks that may be under way: for Dask one in hand for each worker, so that none waits for the scheduler."""
+        return self._workers if self.executor == "processes" else 2 * sum(self._client.ncores().values())
+
+    @cached_property
+    def _client(self) -> Any:
+        distributed, address = extra("distributed"), self._address
+        if not address:
+            options = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
+            address = self._stack.enter_context(distributed.LocalCluster(n_workers=self._workers, **options))
+        if isinstance(address, distributed.Client):
+            return address
+        where = "scheduler_file" if str(address).endswith(".json") else "address"
+        return self._stack.enter_context(distributed.Client(**{where: address}))
+
+    def close(self) -> None:
+        """End the workers, when their tasks have ended."""
+        self._stack.close()
 
 
 def _one_thread(work: Callable[[Any], Any], task: Any) -> Any:
     set_threads(1)  # there are as many workers as cores
     return work(task)
-
-
-def _process(stack: contextlib.ExitStack) -> Executor:
-    """Return a pool of one process: when it breaks, it is known at which task."""
-    context = multiprocessing.get_context("spawn")
-    return stack.enter_context(ProcessPoolExecutor(1, mp_context=context, initializer=_begin))
 
 
 def _begin() -> None:
@@ -127,16 +147,3 @@ def _follow() -> None:
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)
-
-
-def _dask(stack: contextlib.ExitStack, workers: int, address: Any) -> tuple[Callable[[], Executor], int]:
-    """Return what hands a task to a Dask cluster, a local one when there is no address, and how many tasks it may hold."""
-    distributed = extra("distributed")
-    if not address:
-        options = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
-        address = stack.enter_context(distributed.LocalCluster(n_workers=workers, **options))
-    if not isinstance(address, distributed.Client):
-        where = "scheduler_file" if str(address).endswith(".json") else "address"
-        address = stack.enter_context(distributed.Client(**{where: address}))
-    executor = address.get_executor(pure=False)
-    return lambda: executor, 2 * sum(address.ncores().values())  # one in hand for each: none waits for the scheduler

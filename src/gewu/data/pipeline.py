@@ -22,6 +22,7 @@ and bounds the number of samples; all else streams sample by sample.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -30,6 +31,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,13 +41,14 @@ from gewu import __version__
 from gewu.core.errors import GewuError, InputError, StoreError
 from gewu.core.files import DirectoryLock, read_capped, storage_error, sweep_temporaries, write_atomic
 from gewu.data.catalogue import BUILT_IN, Catalogue, PartInfo, part_path, write_part
-from gewu.data.executors import spread
+from gewu.data.executors import Crew
 from gewu.data.fields import Schema
 from gewu.data.piece import Piece, Reject, Source
 from gewu.data.shard import SUFFIX, RollingWriter, Shard, ShardInfo, ShardWriter
 from gewu.data.store import Store, Subset
 
 Sample = dict[str, Any]
+_Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 
 DUPLICATE: Final = "duplicate"
 EXAMPLES: Final = 3
@@ -93,6 +96,35 @@ class Summary:
     def bytes(self) -> int:
         """Bytes of all shards."""
         return sum(row["bytes"] for row in self.shards)
+
+
+def _sum(receipts: Iterable[dict[str, Any]], pieces: int) -> Summary:
+    total = Summary(pieces=pieces)
+    for receipt in filter(None, receipts):
+        total.add(receipt)
+    return total
+
+
+def _fact(value: Any) -> str:
+    """Return what `value` is, in words that are the same in every process."""
+    with np.printoptions(threshold=1 << 62, floatmode="unique"):
+        text = f"{type(value).__module__}.{value!r}" + (f" {value.version}" if hasattr(value, "version") else "")
+    if " at 0x" in text or "set({" in text:
+        hint = "use dataclasses of numbers, text, tuples; repr=False for what does not matter"
+        raise InputError("cannot be compared with that of a later run", value=value, hint=hint)
+    return text
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(read_capped(path, _LARGEST)) if path.exists() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,107 +185,6 @@ def source_from(store: Store | Subset) -> Source:
     return Source(store.schema, pieces, "store")
 
 
-def _fact(value: Any) -> str:
-    """Return what `value` is, in words that are the same in every process."""
-    text = f"{type(value).__module__}.{value!r}" + (f" {value.version}" if hasattr(value, "version") else "")
-    if " at 0x" in text:
-        hint = "use dataclasses of numbers, text and tuples; repr=False for what does not matter"
-        raise InputError("cannot be compared with that of a later run", value=value, hint=hint)
-    return text
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Work:
-    """All that a worker needs to turn any piece into shards and a receipt."""
-
-    root: Path
-    stages: tuple[Any, ...]
-    schema: Schema
-    columns: dict[str, str]
-    options: dict[str, Any]
-
-    def __call__(self, piece: Piece) -> dict[str, Any]:
-        """Do one piece: what it left when it was killed is removed first, its receipt is written last."""
-        tally, at = Summary(done=1, pieces=1), ["reading"]
-        shards = (self.root / "shards" / f"{piece.name}-{k:04d}{SUFFIX}" for k in itertools.count())
-        for shard in reversed(list(itertools.takewhile(Path.exists, shards))):  # the last first: those left stay in a row
-            shard.unlink()
-        try:
-            self._write(piece.name, self._through(piece, tally, at), tally)
-        except GewuError as error:
-            error.file = error.file or f"sample {piece.name}#{tally.samples_in - 1}"
-            raise
-        except Exception as error:
-            where = f"{at[0]} failed on sample {piece.name}#{tally.samples_in - 1}"
-            raise GewuError(f"{where}: {type(error).__name__}: {error}") from error
-        receipt = {"piece": piece.name, "made_from": _digest(_fact(piece)), **dataclasses.asdict(tally)}
-        write_atomic(self.root / "receipts" / f"{piece.name}.json", _json(receipt))
-        return receipt
-
-    def receipt(self, piece: Piece) -> dict[str, Any]:
-        """Return the receipt of a piece, an empty one when it is not done.
-
-        Raises:
-            InputError: a piece of this name, but with other fields, was done.
-        """
-        path = self.root / "receipts" / f"{piece.name}.json"
-        found: dict[str, Any] = json.loads(read_capped(path, _LARGEST)) if path.exists() else {}
-        if found and found["made_from"] != _digest(_fact(piece)):
-            raise InputError("a piece of this name was made from something else", file=path, value=piece.name, hint=_ANEW)
-        return found
-
-    def _through(self, piece: Piece, tally: Summary, at: list[str]) -> Iterator[Sample]:
-        """Yield what the stages make of the samples of a piece."""
-        for number, first in enumerate(piece.samples()):
-            tally.samples_in += 1
-            pending: list[tuple[int, Any]] = [(0, first)]
-            while pending:
-                k, item = pending.pop()
-                if isinstance(item, Reject):
-                    tally.reject(item.reason, (item.where or f"{piece.name}#{number}")[:300])
-                elif k == len(self.stages):
-                    at[0] = "writing"
-                    yield item
-                else:
-                    stage = self.stages[k]
-                    at[0] = f"stage {stage.name}"
-                    try:
-                        out = stage(item)
-                        items = [out] if isinstance(out, dict | Reject) else list(out)
-                    except (InputError, StoreError) as error:
-                        items = [Reject(f"error:{stage.name}", f"{piece.name}#{number}: {error}")]
-                    pending += [(k + 1, each) for each in reversed(items)]
-            at[0] = "reading"
-
-    def _write(self, name: str, samples: Iterator[Sample], tally: Summary) -> None:
-        """Write samples to shards, and beside each its part of the catalogue."""
-        rows: dict[str, list[Any]] = {column: [] for column in self.columns}
-
-        def close(writer: ShardWriter) -> None:
-            info, built_in = writer.info, {"length": writer.lengths, "hash": writer.hashes}
-            assert info is not None
-            part = write_part(part_path(self.root, info.name), built_in | rows, types=self.columns)
-            tally.samples_out += info.samples
-            tally.shards.append(dataclasses.asdict(info))
-            tally.parts.append(part._asdict())
-            for values in rows.values():
-                values.clear()
-
-        with RollingWriter(self.root / "shards", name, self.schema, on_shard=close, **self.options) as out:
-            for sample in samples:
-                for column, values in rows.items():
-                    values.append(sample.get(column))
-                out.add(sample)
-
-
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
     """A source, what is done with its samples, and the store that they go to.
@@ -289,31 +220,107 @@ class Pipeline:
     note: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(self.root))
         names = Counter(piece.name for piece in self.source.pieces)
-        for name, count in names.items():
-            if count > 1 or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}", name):
-                raise InputError("not a name for a piece", value=name, allowed="letters, digits and . _ -, each name once")
-        self._plan()
+        for name in (n for n, count in names.items() if count > 1 or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}", n)):
+            raise InputError("not a name for a piece", value=name, allowed="letters, digits and . _ -, each name once")
+        for name in BUILT_IN.keys() & self.types:
+            raise InputError("each catalogue has this column: rename the field", key=name)
 
-    def _plan(self) -> tuple[_Work, dict[str, Any]]:
-        """Return what a worker needs, and what this pipeline is."""
+    @cached_property
+    def schema(self) -> Schema:
+        """The schema of what comes out."""
         schema = self.source.schema
         for stage in self.stages:
             schema = stage.schema(schema) if hasattr(stage, "schema") else schema
-        columns = dict.fromkeys([*(column for column in self.source.columns if column in schema), *self.columns])
-        for name in columns:
-            if name in BUILT_IN:
-                raise InputError("each catalogue has this column: rename the field", key=name)
-        options = {"shard_bytes": self.shard_bytes, "compression": self.compression}
-        facts = {
+        return schema
+
+    @cached_property
+    def types(self) -> dict[str, str]:
+        """The catalogue's columns."""
+        names = [*(name for name in self.source.columns if name in self.schema), *self.columns]
+        return {name: str(self.schema[name].type) for name in names}
+
+    @property
+    def _facts(self) -> dict[str, str]:
+        """What must be the same for a store to go on."""
+        return {
             **{"gewu": __version__, "source": self.source.kind, "source schema": self.source.schema.to_json()},
             **{f"stage {k + 1}": _fact(stage) for k, stage in enumerate(self.stages)},
-            **{"schema": schema.to_json(), "columns": repr(list(columns)), "dedup": _fact(self.dedup), "options": repr(options)},
+            **{"schema": self.schema.to_json(), "columns": repr(list(self.types)), "dedup": _fact(self.dedup)},
+            **{"shard_bytes": str(self.shard_bytes), "compression": self.compression},
             # which samples are duplicates depends on all pieces: there cannot be more of them later
             "pieces": _digest(repr([piece.name for piece in self.source.pieces] if self.dedup else "any")),
         }
-        types = {name: str(schema[name].type) for name in columns}
-        return _Work(Path(self.root), tuple(self.stages), schema, types, options), facts
+
+    def __call__(self, piece: Piece) -> dict[str, Any]:
+        """Do one piece: what it left when it was killed is removed first, its receipt is written last and returned."""
+        tally, at = Summary(done=1, pieces=1), ["reading"]
+        shards = (self.root / "shards" / f"{piece.name}-{k:04d}{SUFFIX}" for k in itertools.count())
+        for shard in reversed(list(itertools.takewhile(Path.exists, shards))):  # the last first: those left stay in a row
+            shard.unlink()
+        try:
+            self._write(piece.name, self._through(piece, tally, at), tally)
+        except GewuError as error:
+            error.file = error.file or f"sample {piece.name}#{tally.samples_in - 1}"
+            raise
+        except Exception as error:
+            where = f"{at[0]} failed on sample {piece.name}#{tally.samples_in - 1}"
+            raise GewuError(f"{where}: {type(error).__name__}: {error}") from error
+        receipt = {"piece": piece.name, "made_from": _digest(_fact(piece)), **dataclasses.asdict(tally)}
+        _write_json(self.root / "receipts" / f"{piece.name}.json", receipt)
+        return receipt
+
+    def _through(self, piece: Piece, tally: Summary, at: list[str]) -> Iterator[Sample]:
+        """Yield what the stages make of the samples of a piece."""
+        for number, first in enumerate(piece.samples()):
+            tally.samples_in += 1
+            pending: list[tuple[int, Any]] = [(0, first)]
+            while pending:
+                k, item = pending.pop()
+                if isinstance(item, Reject):
+                    tally.reject(item.reason, (item.where or f"{piece.name}#{number}")[:300])
+                elif k == len(self.stages):
+                    at[0] = "writing"
+                    yield item
+                else:
+                    stage: Any = self.stages[k]
+                    at[0] = f"stage {stage.name}"
+                    try:
+                        out = stage(item)
+                        items = [out] if isinstance(out, dict | Reject) else list(out)
+                    except (InputError, StoreError) as error:
+                        items = [Reject(f"error:{stage.name}", f"{piece.name}#{number}: {error}")]
+                    pending += [(k + 1, each) for each in reversed(items)]
+            at[0] = "reading"
+
+    def _write(self, name: str, samples: Iterator[Sample], tally: Summary) -> None:
+        """Write samples to shards, and beside each its part of the catalogue."""
+        rows: dict[str, list[Any]] = {column: [] for column in self.types}
+
+        def close(writer: ShardWriter) -> None:
+            info, built_in = writer.info, {"length": writer.lengths, "hash": writer.hashes}
+            assert info is not None
+            part = write_part(part_path(self.root, info.name), built_in | rows, types=self.types)
+            tally.samples_out += info.samples
+            tally.shards.append(dataclasses.asdict(info))
+            tally.parts.append(part._asdict())
+            for values in rows.values():
+                values.clear()
+
+        options: Any = {"shard_bytes": self.shard_bytes, "compression": self.compression, "on_shard": close}
+        with RollingWriter(self.root / "shards", name, self.schema, **options) as out:
+            for sample in samples:
+                for column, values in rows.items():
+                    values.append(sample.get(column))
+                out.add(sample)
+
+    def _receipt(self, piece: Piece) -> Any:
+        """Return the receipt of a piece, None when it is not done; refuse that of another piece of this name."""
+        found = _read_json(path := self.root / "receipts" / f"{piece.name}.json")
+        if found and found["made_from"] != _digest(_fact(piece)):
+            raise InputError("a piece of this name was made from something else", file=path, value=piece.name, hint=_ANEW)
+        return found
 
     def run(
         self,
@@ -327,7 +334,8 @@ class Pipeline:
         """Do all pieces that are not done yet, then make a version of the store.
 
         Args:
-            workers, executor, stop, address: as of `spread`; True from `stop` ends the run after the pieces under way.
+            workers, executor, address: as of `Crew`.
+            stop: asked before a piece is begun; True ends the run when the pieces under way have ended.
             progress: called as `progress(done, total, samples=..., rejects=..., megabytes=...)` when a piece is done.
             restart: remove first what an earlier pipeline made in this folder.
 
@@ -336,71 +344,103 @@ class Pipeline:
             ResourceError: another run holds the folder, the disk is full, or a worker was killed twice (the piece is named).
             GewuError: a stage failed (stage and sample are named).
         """
-        work, facts = self._plan()
-        how = {"workers": workers, "executor": executor, "stop": stop or bool, "address": address}
-        try:
-            work.root.mkdir(parents=True, exist_ok=True)
-            with DirectoryLock(work.root):
-                _begin(work.root, facts, restart)
-                if self.dedup is None:
-                    return self._each(work, self.source.pieces, progress, how)
-                return self._distinct(work, progress, how)
-        except OSError as error:
-            raise storage_error(error, work.root, "written") from error
+        with contextlib.closing(Crew(executor, workers, address)) as crew:
+            return self._run(partial(crew.spread, stop=stop or bool), progress or _silent, restart)
 
-    def _each(self, work: _Work, pieces: Sequence[Piece], progress: Callable[..., None] | None, how: dict[str, Any]) -> Summary:
+    def _run(self, spread: _Spread, progress: Callable[..., None], restart: bool = False) -> Summary:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with DirectoryLock(self.root):
+                self._begin(restart)
+                return self._each(spread, progress) if self.dedup is None else self._distinct(spread, progress)
+        except OSError as error:
+            raise storage_error(error, self.root, "written") from error
+
+    def _begin(self, restart: bool) -> None:
+        """Make folders and `pipeline.json`; refuse what another pipeline began, sweep what killed writers left."""
+        facts, old = self._facts, _read_json(path := self.root / "pipeline.json")
+        if old is None and any((self.root / name).exists() for name in ("shards", "versions")):
+            raise InputError("holds a store that no pipeline made", file=self.root, hint="choose another folder")
+        if restart:
+            for name in (
+                "versions",
+                "receipts",
+                "manifests",
+                "catalogue",
+                "shards",
+                "distinct",
+                "sketches",
+            ):  # none names what is gone
+                shutil.rmtree(self.root / name, ignore_errors=True)
+        elif old and (other := [key for key in old | facts if facts.get(key) != old.get(key)]):
+            key = min(other, key=lambda key: not key.startswith("stage"))  # which may be why the schema differs
+            what, was = "the store was begun by another pipeline", f"{old.get(key)}"[:200]
+            raise InputError(what, file=path, key=key, value=facts.get(key), allowed=was, hint=_ANEW)
+        sweep_temporaries(self.root)
+        _write_json(path, facts)  # first: what else is here was made by it
+        for name in ("shards", "catalogue", "receipts"):
+            (self.root / name).mkdir(exist_ok=True)
+            sweep_temporaries(self.root / name)
+
+    def _each(self, spread: _Spread, progress: Callable[..., None]) -> Summary:
         """Do the pieces that are not done, the largest first; when all are, make a version unless the newest names the same."""
-        receipts = {piece.name: work.receipt(piece) for piece in pieces}
+        pieces = self.source.pieces
+        receipts = {piece.name: self._receipt(piece) for piece in pieces}
         todo = sorted((p for p in pieces if not receipts[p.name]), key=lambda p: -getattr(p, "size_bytes", 0))
         total = _sum(receipts.values(), len(pieces))
-        for receipt in spread(work, todo, **how):
+        worker = dataclasses.replace(self, source=self.source._replace(pieces=()))
+        for receipt in spread(worker, todo):
             receipts[receipt["piece"]] = receipt
             total.add(receipt)
-            if progress is not None:
-                refused = sum(total.rejects.values())
-                progress(total.done, total.pieces, samples=total.samples_out, rejects=refused, megabytes=total.bytes / 1e6)
-        sweep_temporaries(work.root / "shards")  # of workers that were killed
+            refused = sum(total.rejects.values())
+            progress(total.done, total.pieces, samples=total.samples_out, rejects=refused, megabytes=total.bytes / 1e6)
+        sweep_temporaries(self.root / "shards")  # of workers that were killed
         total = _sum(receipts.values(), len(pieces))  # in the order of the pieces, whatever the order in which they ended
+        if total.done == total.pieces:
+            total.version = self._commit(total)
+        return total
+
+    def _commit(self, total: Summary) -> int:
+        """Make a version unless too much was refused or the newest one names the same; return its number."""
         refused = sum(total.rejects.values()) - total.rejects.get(DUPLICATE, 0)
-        if total.done < total.pieces:
-            return total
         if refused > self.most_rejects * (refused + total.samples_out):
             why = ", ".join(f"{count} {reason}" for reason, count in total.rejects.items())
             allowed = f"{self.most_rejects:.3%}"
-            raise InputError(f"too many samples were refused: {why}", file=work.root, key="most_rejects", allowed=allowed)
+            raise InputError(f"too many samples were refused: {why}", file=self.root, key="most_rejects", allowed=allowed)
         shards, parts = [ShardInfo(**row) for row in total.shards], [PartInfo(**row) for row in total.parts]
-        catalogue = Catalogue(work.root)
-        old = catalogue.shards() if catalogue.versions() else None
-        if old != shards:
-            grows = old is not None and old == shards[: len(old)]
-            new = slice(len(old or ()) if grows else 0, None)
-            catalogue.commit(shards[new], parts[new], work.schema, self.note, base="latest" if grows else None)
-        total.version = catalogue.snapshot().version
-        return total
+        catalogue = Catalogue(self.root)
+        begun = bool(catalogue.versions())
+        old = catalogue.shards() if begun else []
+        if not begun or old != shards:
+            grows = old == shards[: len(old)]
+            new = slice(len(old) if grows else 0, None)
+            catalogue.commit(shards[new], parts[new], self.schema, self.note, base="latest" if grows else None)
+        return catalogue.snapshot().version
 
-    def _distinct(self, work: _Work, progress: Callable[..., None] | None, how: dict[str, Any]) -> Summary:
+    def _distinct(self, spread: _Spread, progress: Callable[..., None]) -> Summary:
         """Do the stages, the sketches and the copy without duplicates."""
-        folder, kept = work.root / "distinct", work.root / "distinct" / "kept.json"
-        first = dataclasses.replace(self, root=folder, columns=(), dedup=None).run(progress=progress, **how)
+        folder, kept = self.root / "distinct", self.root / "distinct" / "kept.json"
+        first = dataclasses.replace(self, root=folder, columns=(), dedup=None)._run(spread, progress)
         if not first.version:
             return first
         names = [row["name"] for row in first.shards]
         if not kept.exists():
             sketches = [_Sketches(str(folder / "shards"), name, dedup=self.dedup) for name in names]
-            schema = Schema.infer(next(sketches[0].samples())) if sketches else work.schema
-            second = Pipeline(Source(schema, sketches, "sketches"), (), work.root / "sketches", shard_bytes=1 << 40)
-            summary = second.run(progress=progress, **how)
+            schema = Schema.infer(next(sketches[0].samples())) if sketches else self.schema
+            second = Pipeline(Source(schema, sketches, "sketches"), (), self.root / "sketches", shard_bytes=1 << 40)
+            summary = second._run(spread, progress)
             if not summary.version:
                 return summary
             blocks: Any = [list(StorePiece(str(second.root / "shards"), row["name"]).samples()) for row in summary.shards]
             joined = self.dedup.join(
                 [{key: np.concatenate([block[key] for block in each]) for key in each[0]} for each in blocks]
             )
-            write_atomic(kept, _json([np.packbits(mask).tobytes().hex() for mask in joined]))
-        shutil.rmtree(work.root / "sketches", ignore_errors=True)
-        masks = [bytes.fromhex(text) for text in json.loads(read_capped(kept, _LARGEST))]
+            _write_json(kept, [np.packbits(mask).tobytes().hex() for mask in joined])
+        shutil.rmtree(self.root / "sketches", ignore_errors=True)
+        masks = [bytes.fromhex(text) for text in _read_json(kept)]
         pieces = [StorePiece(str(folder / "shards"), name, mask, DUPLICATE) for name, mask in zip(names, masks, strict=True)]
-        total = self._each(dataclasses.replace(work, stages=()), pieces, progress, how)
+        source = Source(self.schema, pieces, self.source.kind, tuple(self.types))
+        total = dataclasses.replace(self, source=source, stages=(), dedup=None)._each(spread, progress)
         if total.version:
             shutil.rmtree(folder / "shards", ignore_errors=True)
         total.samples_in = first.samples_in
@@ -409,36 +449,5 @@ class Pipeline:
         return total
 
 
-def _sum(receipts: Iterable[dict[str, Any]], pieces: int) -> Summary:
-    total = Summary(pieces=pieces)
-    for receipt in filter(None, receipts):
-        total.add(receipt)
-    return total
-
-
-def _begin(root: Path, facts: dict[str, str], restart: bool) -> None:
-    """Make folders and `pipeline.json`; refuse what another pipeline began, sweep what killed writers left."""
-    path = root / "pipeline.json"
-    if not path.exists() and any((root / name).exists() for name in ("shards", "versions")):
-        raise InputError("holds a store that no pipeline made", file=root, hint="choose another folder")
-    if path.exists() and restart:
-        for name in (
-            "versions",
-            "receipts",
-            "manifests",
-            "catalogue",
-            "shards",
-            "distinct",
-            "sketches",
-        ):  # none names what is gone
-            shutil.rmtree(root / name, ignore_errors=True)
-    elif path.exists():
-        old = json.loads(read_capped(path, _LARGEST))
-        for key in (key for key in facts | old if facts.get(key) != old.get(key)):
-            was = f"{old.get(key)}"[:200]
-            what = "the store was begun by another pipeline"
-            raise InputError(what, file=path, key=key, value=facts.get(key), allowed=was, hint=_ANEW)
-    for name in ("", "shards", "catalogue", "receipts"):
-        (root / name).mkdir(exist_ok=True)
-        sweep_temporaries(root / name)
-    write_atomic(path, _json(facts))
+def _silent(*numbers: float, **named: float) -> None:
+    pass
