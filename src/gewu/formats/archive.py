@@ -112,7 +112,9 @@ def tar_members(stream: BinaryIO, limits: Limits) -> Iterator[Member]:
         spoiled = b"spoiled" in pax or any(key.startswith(b"GNU.sparse") for key in pax)
         padded = -(-size // _BLOCK) * _BLOCK
         if size > (limits.header_bytes if meta else limits.member_bytes) or kind not in b"0\x007xgLK":
-            while padded > 0 and (part := stream.read(min(padded, 1 << 20))):
+            if stream.seekable():
+                stream.seek(padded, 1)
+            while not stream.seekable() and padded > 0 and (part := stream.read(min(padded, 1 << 20))):
                 padded -= len(part)
             if kind != b"5":
                 yield member(name, b"", "not-a-file" if kind not in b"0\x007xgLK" else "member-too-large")

@@ -10,7 +10,9 @@ executed; what cannot be taken is a `Reject` with a reason and a place. `docs/da
 
 from __future__ import annotations
 
+import lzma
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -53,17 +55,21 @@ def format_of(path: str | Path) -> str | None:
     named = _SUFFIXES.get(os.path.splitext(name)[1])
     if not os.path.isfile(path):
         return None
-    from gewu.data.convert.archives import opened
-
-    try:
-        with opened(os.fspath(path)) as stream:
-            head = stream.read(1024)
-    except (OSError, ValueError, EOFError):
-        return named
+    head = _head(os.fspath(path))
     found = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
     if head[257:262] == b"ustar":
         found = "webdataset"
     return found or named or ("jsonl" if head.lstrip().startswith(b'{"') else None)
+
+
+def _head(path: str) -> bytes:
+    from gewu.data.convert.archives import opened
+
+    try:
+        with opened(path) as stream:
+            return stream.read(1024)
+    except (OSError, ValueError, EOFError, lzma.LZMAError, zlib.error):
+        return b""
 
 
 def _folder(path: str) -> tuple[str, list[str]]:
@@ -77,7 +83,7 @@ def _folder(path: str) -> tuple[str, list[str]]:
     inside = {name: os.path.join(path, name) for name in names}
     if "shards" in inside and os.path.isdir(inside["shards"]):
         return "store", [os.path.join(inside["shards"], n) for n in sorted(os.listdir(inside["shards"])) if n.endswith(SUFFIX)]
-    if "index.json" in inside and any(".mds" in name for name in names):
+    if "index.json" in inside and (any(".mds" in name for name in names) or b'"shards"' in _head(inside["index.json"])):
         return "mds", [path]
     if "manifest.json" in inside and "numbers.json" in inside:
         return "results", [path]

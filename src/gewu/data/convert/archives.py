@@ -36,26 +36,21 @@ PACKED: Final = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.o
 
 
 class Unpacked(io.RawIOBase):
-    """A file as a stream, decompressed when it begins like gzip, xz, bzip2 or zstd, that refuses to grow beyond the limits."""
+    """A compressed file as a stream that refuses to grow beyond the limits."""
 
-    def __init__(self, path: str, limits: Limits) -> None:
-        self._file, self._limits, self._count = open(path, "rb"), limits, 0  # noqa: SIM115
-        head = self._file.peek(6)
-        magic = next((magic for magic in PACKED if head.startswith(magic)), b"")
-        make: Any = PACKED.get(magic) or (lambda file: extra("pyarrow").CompressedInputStream(file, "zstd"))
-        self.packed, self._inner = bool(magic), make(self._file) if magic else self._file
+    def __init__(self, file: BinaryIO, stream: Any, limits: Limits) -> None:
+        self._file, self._stream, self._limits, self._count = file, stream, limits, 0
 
     def readable(self) -> bool:
         """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer, as far as one read goes."""
-        data = self._inner.read(len(buffer))
+        """Fill the buffer, as far as one read goes, so that what precedes damage is not lost."""
+        data = self._stream.read1(len(buffer))
         buffer[: len(data)] = data
         self._count += len(data)
-        if self.packed:
-            self._limits.check(self._count, self._file.tell())
+        self._limits.check(self._count, self._file.tell())
         return len(data)
 
     def close(self) -> None:
@@ -65,8 +60,13 @@ class Unpacked(io.RawIOBase):
 
 
 def opened(path: str, limits: Limits = DEFAULT) -> BinaryIO:
-    """Open a file that may be compressed, for reading forward."""
-    return cast(BinaryIO, io.BufferedReader(Unpacked(path, limits), 1 << 18))
+    """Open a file for reading forward, decompressed when it begins like gzip, xz, bzip2 or zstd."""
+    file: Any = open(path, "rb", 1 << 18)  # noqa: SIM115
+    for magic, unpack in PACKED.items():
+        if file.peek(6).startswith(magic):
+            stream = unpack(file) if unpack else extra("pyarrow").CompressedInputStream(file, "zstd")
+            return cast(BinaryIO, io.BufferedReader(Unpacked(file, stream, limits), 1 << 16))
+    return cast(BinaryIO, file)
 
 
 def npy_array(data: bytes) -> Any:
@@ -112,27 +112,32 @@ class ArchivePiece(RawPiece):
     def raw(self) -> Raw:
         """Yield its samples in the order of the archive; a `Reject` for each member that is refused."""
         sample: dict[str, Any] = {}
-        for name, data, reason in self._members():
-            folder, slash, base = name.removeprefix("./").rpartition("/")
-            stem, _, extension = base.partition(".")
-            try:
-                if reason or not stem:
-                    raise InputError(reason or "hidden-file")
+        try:
+            for name, data, reason in self._members():
+                folder, slash, base = name.removeprefix("./").rpartition("/")
+                stem, _, extension = base.partition(".")
                 head, _, suffix = extension.lower().rpartition(".")
-                value = _decoded(suffix, data)
-            except (InputError, ValueError, EOFError, SyntaxError) as error:
-                said = reason or (str(error) if isinstance(error, InputError) else f"damaged-member: {error}")
-                yield Reject(said.partition(":")[0], f"{self.path}: {name!r}{said[len(said.partition(':')[0]) :]}")
-                continue
-            if sample and folder + slash + stem != sample["key"]:
+                try:
+                    if reason or not stem:
+                        raise InputError(reason or "hidden-file")
+                    value = _decoded(suffix, data)
+                except (InputError, ValueError, EOFError, SyntaxError) as error:
+                    known, _, said = (reason or (f"damaged-member: {error}" if stem else "hidden-file")).partition(":")
+                    yield Reject(known, f"{self.path}: {name!r}{said and ':'}{said}")
+                    continue
+                if sample and folder + slash + stem != sample["key"]:
+                    yield f"{self.path}: {sample['key']!r}", sample
+                    sample = {}
+                sample.setdefault("key", folder + slash + stem)
+                field = field_name(head if head and suffix in SUFFIXES else extension.lower() or "data")
+                field = field_name(extension.lower()) if field in sample else field
+                if field in sample:
+                    yield Reject("duplicate-name", f"{self.path}: {name!r}")
+                sample.setdefault(field, value)
+        except Exception:  # the last sample may be whole, and what is missing in it is seen later
+            if sample:
                 yield f"{self.path}: {sample['key']!r}", sample
-                sample = {}
-            sample.setdefault("key", folder + slash + stem)
-            field = field_name(head if head and suffix in SUFFIXES else extension.lower() or "data")
-            field = field_name(extension.lower()) if field in sample else field
-            if field in sample:
-                yield Reject("duplicate-name", f"{self.path}: {name!r}")
-            sample.setdefault(field, value)
+            raise
         if sample:
             yield f"{self.path}: {sample['key']!r}", sample
 

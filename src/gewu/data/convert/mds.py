@@ -121,7 +121,7 @@ def mds_source(folder: str, schema: Schema | None = None) -> Source:
     """
     path = os.path.join(folder, INDEX)
     try:
-        index, pieces = json.loads(read_capped(path, INDEX_BYTES)), []
+        index, pieces, shapes = json.loads(read_capped(path, INDEX_BYTES)), [], {}
         if index["version"] != 2:
             raise InputError("version cannot be read", file=path, key="version", value=index["version"], allowed="2")
         for number, entry in enumerate(index["shards"]):
@@ -131,10 +131,12 @@ def mds_source(folder: str, schema: Schema | None = None) -> Source:
                 raise InputError("names no shard of this folder", file=path, key=f"shard {number}", value=name)
             for column, encoding in zip(entry["column_names"], entry["column_encodings"], strict=True):
                 _decoder(encoding, column, path)
+                if encoding.count(":") == 2:
+                    shapes[field_name(column)] = "{1}[{2}]".format(*encoding.split(":"))
             pieces.append(MdsPiece(f"mds-{number:05d}", os.path.join(folder, name), json.dumps(entry)))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"is not an index of MDS: {error!r}", file=path) from None
-    return inferred(pieces, "mds", schema)
+    return inferred(pieces, "mds", schema, shapes=shapes)
 
 
 def _encoding(name: str, kind: Type, value: Any) -> tuple[str, int | None]:

@@ -45,16 +45,15 @@ class LinesPiece(RawPiece):
     def raw(self) -> Raw:
         """Yield one sample for each line that is not blank."""
         with opened(self.path) as stream:
-            at = self.start
+            at, number = self.start, 0
             if at:
                 stream.seek(at - 1)
-                at += sum(map(len, _to_line_end(stream))) - 1
-            number = 0
+                at += _to_line_end(stream, self.stop - at + 1) - 1
             while at < self.stop and (line := stream.readline(self.line_bytes + 1)):
                 number, at = number + 1, at + len(line)
                 where = f"{self.path}:{number}" + (f" (lines counted from byte {self.start})" if self.start else "")
                 if len(line) > self.line_bytes:
-                    at += 0 if line.endswith(b"\n") else sum(map(len, _to_line_end(stream)))
+                    at += 0 if line.endswith(b"\n") else _to_line_end(stream, self.stop - at)
                     yield Reject("line-too-long", f"{where}: more than {self.line_bytes} bytes")
                 elif line := line.strip():
                     yield self._parsed(line, where)
@@ -62,8 +61,6 @@ class LinesPiece(RawPiece):
     def _parsed(self, line: bytes, where: str) -> tuple[str, dict[str, Any]] | Reject:
         try:
             value = json.loads(line.decode("utf-8-sig"))
-            if b"\\ud" in line or b"\\uD" in line:  # half of a surrogate pair is no text
-                json.dumps(value, ensure_ascii=False).encode()
         except UnicodeError as error:
             return Reject("invalid-utf8", f"{where}: {error}")
         except RecursionError:
@@ -75,11 +72,14 @@ class LinesPiece(RawPiece):
         return where, {field_name(name): item for name, item in value.items()}
 
 
-def _to_line_end(stream: Any) -> Iterator[bytes]:
-    while part := stream.readline(ROWS_BYTES):
-        yield part
+def _to_line_end(stream: Any, most: int) -> int:
+    """Read to the end of a line, in small steps and not much beyond `most` bytes; return how many were read."""
+    count = 0
+    while count < most and (part := stream.readline(ROWS_BYTES)):
+        count += len(part)
         if part.endswith(b"\n"):
-            return
+            break
+    return count
 
 
 def jsonl_source(paths: Sequence[str], schema: Schema | None = None, *, line_bytes: int = LINE_BYTES) -> Source:
@@ -107,6 +107,7 @@ class RowsPiece(RawPiece):
         file, row = _table(self.path), 0
         batches = file.iter_batches(BATCH, [self.group]) if hasattr(file, "iter_batches") else [file.get_batch(self.group)]
         for batch in batches:
+            batch.validate(full=True)  # offsets that lie would read elsewhere
             for start in range(0, batch.num_rows, BATCH):
                 part = batch.slice(start, BATCH)
                 columns = [_values(column) for column in part.columns]
@@ -196,17 +197,20 @@ def table_source(paths: Sequence[str], kind: str, schema: Schema | None = None) 
 
 
 def _with_nulls(file: Any, arrow: Any, groups: int) -> set[str]:
+    """Return the columns with nulls. Parquet's counts take an empty list for a null: there the first row group is looked at."""
     if hasattr(file, "get_batch"):
         return {
             name for k in range(groups) for name, c in zip(arrow.names, file.get_batch(k).columns, strict=True) if c.null_count
         }
-    found = set()
+    found: set[str] = set()
     for group in range(groups):
-        row_group = file.metadata.row_group(group)
-        for k in range(row_group.num_columns):
-            column = row_group.column(k)
-            name, known = column.path_in_schema.split(".")[0], column.statistics
-            if arrow.field(name).nullable and not (known and known.has_null_count and known.null_count == 0):
+        for k in range(file.metadata.num_columns):
+            column = file.metadata.row_group(group).column(k)
+            path, known = column.path_in_schema, column.statistics
+            name = path if path in arrow.names else path.split(".")[0]
+            if name in found or not arrow.field(name).nullable or (known and known.has_null_count and not known.null_count):
+                continue
+            if path == name or (group == 0 and file.read_row_group(0, [name]).column(0).null_count):
                 found.add(name)
     return found
 
