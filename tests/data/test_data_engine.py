@@ -27,7 +27,7 @@ from gewu.data.engine import Config, recognise, run
 from gewu.data.fields import Schema
 from gewu.data.piece import Reject
 from gewu.data.sample import codec
-from gewu.data.stages import Origin, PerAtom, Split, Unpack
+from gewu.data.stages import Label, Unpack
 from gewu.jobs.job import Job
 from gewu.jobs.result import Result
 from gewu.jobs.run import run_job
@@ -79,13 +79,14 @@ def test_lines_become_a_store_and_a_report_with_figures(folder: Path) -> None:
     result = result_of(table(source=["in.jsonl"], licence="CC0-1.0", description="a <b> & c", sample_rows=2, columns=["kind"]))
     numbers = {name: number.value for name, number in result.numbers.items()}
     assert [numbers[name] for name in ("samples", "samples_read", "rejected", "duplicates", "version")] == [30, 32, 2, 0, 1]
-    assert {"card.json", "dataset.html", "rejects.txt", "report.html"} <= result.manifest["files"].keys()
+    assert {"card.json", "samples.json", "rejects.txt", "report.html"} <= result.manifest["files"].keys()
     assert result.arrays.variable("rejects").attributes["labels"].split("\n") == ["not-an-object", "not-json"]
     assert result.arrays["histogram_n"].sum() == 30
     assert result.arrays.variable("by_kind").attributes["labels"] == "a\nb"
     report = (result.path / "report.html").read_text()
     assert "could not be drawn" not in report
     assert report.count("<svg") >= 4
+    assert report.count('<td class="sample">') == 2 * 4
     card = json.loads((result.path / "card.json").read_text())
     catalogue = Catalogue("out.store")
     assert card["identifier"] == f"sha256:{catalogue.snapshot().sha256}"
@@ -144,6 +145,31 @@ def test_a_second_run_does_nothing_and_new_files_make_a_new_version(folder: Path
     assert before.items() <= digest(folder / "out.store").items()
 
 
+def test_a_file_that_changed_is_never_taken_for_what_it_was(folder: Path) -> None:
+    write_lines(folder / "in" / "a.jsonl", [{"n": k} for k in range(5)])
+    result_of(table(source=["in"]))
+    before = digest(folder / "out.store")
+    write_lines(folder / "in" / "a.jsonl", [{"n": k + 1} for k in range(5)])
+    os.utime(folder / "in" / "a.jsonl", ns=(1, 1))
+    outcome = run_job(Job.from_table(table(source=["in"]), name="again"))
+    assert outcome.exit_code == 2
+    assert "made from something else" in outcome.reason
+    assert digest(folder / "out.store") == before
+    assert result_of(table(source=["in"], restart=True))["version"] == 1
+    assert [sample["n"] for sample in Catalogue("out.store").open()] == [1, 2, 3, 4, 5]
+
+
+def test_a_store_is_looked_at_without_a_copy(folder: Path) -> None:
+    write_lines(folder / "in.jsonl", [{"n": k} for k in range(5)])
+    result_of(table(source=["in.jsonl"]))
+    before = digest(folder / "out.store")
+    assert main(["run", "out.store"]) == 0
+    result = Result.load("out.store.result")
+    assert (result["samples"], "rejected" in result.numbers) == (5, False)
+    assert digest(folder / "out.store") == before
+    assert not list(folder.glob("*.store/*.store"))
+
+
 @pytest.mark.slow
 def test_a_run_killed_in_its_pieces_goes_on(folder: Path) -> None:
     for k in range(6):
@@ -196,6 +222,7 @@ def test_several_sources_are_one_when_their_fields_agree(folder: Path) -> None:
         ({"stages": ["normalize"]}, "did you mean 'normalise'"),
         ({"stages": ["plain", "plain"]}, "names a stage twice"),
         ({"store": ""}, "must name a folder"),
+        ({"stages": ["tokenise", "dedup"], "keep_text": False}, "keep_text: must be true"),
         ({"source": ["absent"]}, "no such file or folder .*make documents"),
         ({"validation": 0.95}, "too large"),
         ({"format": "csv"}, "not one of the choices"),
@@ -253,11 +280,11 @@ def test_packed_bytes_are_unpacked_within_limits() -> None:
 
 def test_the_share_for_validation_depends_on_the_sample_alone() -> None:
     schema = Schema.of({"text": "text"})
-    split = Split(0.2, 5, schema)
-    marks = [split({"text": f"sample {k}"})["split"] for k in range(2000)]
+    label = Label((), schema, 0.2, 5)
+    marks = [label({"text": f"sample {k}"})["split"] for k in range(2000)]
     assert abs(marks.count("validation") - 400) < 4 * (2000 * 0.2 * 0.8) ** 0.5  # four standard deviations
-    assert marks[::-1] == [split({"text": f"sample {k}", "path": str(k)})["split"] for k in reversed(range(2000))]
-    assert marks != [Split(0.2, 6, schema)({"text": f"sample {k}"})["split"] for k in range(2000)]
+    assert marks[::-1] == [label({"text": f"sample {k}", "path": str(k)})["split"] for k in reversed(range(2000))]
+    assert marks != [Label((), schema, 0.2, 6)({"text": f"sample {k}"})["split"] for k in range(2000)]
     for k in range(20):  # the mark computed anew from the stored bytes
         whole = bytes(codec(schema).encode({"text": f"sample {k}"})[4:])
         share = int.from_bytes(blake2b(whole, digest_size=8, key=(5).to_bytes(8, "little")).digest(), "little") / 2**64
@@ -265,13 +292,18 @@ def test_the_share_for_validation_depends_on_the_sample_alone() -> None:
 
 
 def test_where_a_sample_is_from_and_what_an_atom_has() -> None:
-    origin = Origin((("", "unsaid"), ("b", "MIT")), True)
-    found = [origin({"path": path}) for path in ("a/1.txt", "b/c/2.txt", "3.txt")]
-    assert [(sample["source"], sample["licence"]) for sample in found] == [("a", "unsaid"), ("b", "MIT"), ("", "unsaid")]
-    assert Origin((("b", "MIT"),), False)({"n": 1}) == {"n": 1, "licence": "unknown"}
-    assert PerAtom()({"numbers": np.zeros(4), "energy": -2.0})["energy_per_atom"] == -0.5
-    schema = PerAtom().schema(Schema.of({"numbers": "int32[*]", "energy": "float64"}, units={"energy": "eV"}))
+    label = Label((("", "unsaid"), ("b", "MIT")))
+    found = [label({"path": path}) for path in ("a/1.txt", "b/c/2.txt", "3.txt", "b")]
+    told = [(sample["source"], sample["licence"]) for sample in found]
+    assert told[:3] == [("a", "unsaid"), ("b", "MIT"), ("", "unsaid")]
+    assert Label((("b", "MIT"),))({"n": 1}) == {"n": 1, "licence": "unknown"}
+    assert Label()({"n": 1}) == {"n": 1}
+    assert Label(atoms=True)({"numbers": np.zeros(4), "energy": -2.0})["energy_per_atom"] == -0.5
+    schema = Label(atoms=True).schema(Schema.of({"numbers": "int32[*]", "energy": "float64"}, units={"energy": "eV"}))
     assert (schema["energy_per_atom"].unit, str(schema["atoms"].type)) == ("eV", "int32")
+    for fields in ({"energy": "float64"}, {"numbers": "int32[*]"}):
+        with pytest.raises(InputError, match="no such field"):
+            Label(atoms=True).schema(Schema.of(fields))
 
 
 def picture(folder: Path, name: str) -> None:
@@ -314,7 +346,7 @@ def test_run_takes_a_file_of_lines_and_a_folder_of_pictures(folder: Path, capsys
     store = Catalogue("pictures.store").open()
     assert sorted(sample["label"] for sample in store) == ["blue", "red"]
     assert Result.load("pictures.result")["rejected"] == 1
-    assert "data:image/png;base64," in Path("pictures.result/dataset.html").read_text()
+    assert Path("pictures.result/report.html").read_text().count('<img alt="" src="data:image/png;base64,') == 2
 
 
 def test_a_folder_of_texts_is_cleaned(folder: Path) -> None:

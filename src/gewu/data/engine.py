@@ -31,9 +31,7 @@ from gewu.data.executors import EXECUTORS
 from gewu.data.fields import Schema
 from gewu.data.piece import Source
 from gewu.data.stages import Label, Stamped
-from gewu.formats.elements import ATOMIC_NUMBER
-from gewu.formats.extxyz import extxyz_bytes
-from gewu.formats.structure import Structure
+from gewu.formats.extxyz import frame_bytes
 
 SUMMARY: Final = "Data sets: files, folders, archives and results, cleaned and packed into a store"
 REFERENCES: Final = {
@@ -46,8 +44,6 @@ CITED: Final = {"quality": "gopher2021", "dedup": "minhash1997"}
 FORMATS: Final = ("auto", "jsonl", "parquet", "arrow", "webdataset", "mds", "folder", "results", "extxyz", "store")
 CLEANING: Final = ("unpack", "decode", "plain", "normalise", "language")
 STAGES: Final = (*CLEANING, "quality", "pii", "dedup", "tokenise", "check-images", "per-atom")
-ADDED: Final = ("source", "licence", "label", "language", "quality", "masked", "split", "atoms", "energy_per_atom")
-"""Fields of stages that belong into the catalogue."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +65,7 @@ class Config:
     tokenizer: str = schema.field("", file=True, meaning="tokenise: a tokenizer.json; none given: bytes")
     keep_text: bool = schema.field(True, meaning="tokenise: the text stays beside its tokens")
     columns: tuple[str, ...] = schema.field((), meaning="further fields that belong into the catalogue")
-    validation: float = schema.field(
-        0.0, minimum=0.0, maximum=0.9, meaning="share of samples marked as validation, by their hash"
-    )
+    validation: float = schema.field(0.0, minimum=0.0, maximum=0.9, meaning="share of samples marked as validation, by hash")
     licence: str | dict[str, str] = schema.field("", meaning="licence of the samples, or a table of licences by folder")
     description: str = schema.field("", meaning="a sentence on the data set, for its card")
     creator: str = schema.field("", meaning="who made the data set, for its card")
@@ -123,12 +117,10 @@ def source_of(config: Config) -> Source:
         if sources[-1].schema != sources[0].schema:
             value, allowed = ", ".join(sources[-1].schema.names), ", ".join(sources[0].schema.names)
             raise InputError("holds other fields than the first source", file=path, value=value, allowed=allowed)
-    stamp = cache(lambda path: listing_of(Path(path)) if path else "")
-    pieces = [
-        Stamped(piece, f"{number:03d}-" if len(sources) > 1 else "", stamp(getattr(piece, "path", "")))
-        for number, source in enumerate(sources)
-        for piece in source.pieces
-    ]
+    pieces, stamp = [], cache(lambda path: listing_of(Path(path)) if path else "")
+    for number, source in enumerate(sources):
+        prefix = f"{number:03d}-" * (len(sources) > 1)
+        pieces += [Stamped(piece, prefix, stamp(getattr(piece, "path", ""))) for piece in source.pieces]
     return sources[0]._replace(pieces=pieces)
 
 
@@ -150,18 +142,16 @@ def stages_of(config: Config, fields: Schema) -> tuple[list[Any], Any]:
         "dedup": ("minhash", "Dedup", {"field": text, "threshold": config.similarity}),
         "tokenise": ("tokens", "Tokenise", {"field": text, "tokenizer": config.tokenizer or "bytes", "keep": config.keep_text}),
         "check-images": ("images", "CheckImage", {"field": kinds.get("image", "image")}),
-        "per-atom": ("stages", "Label", {"atoms": True}),
     }
 
     def make(name: str) -> Any:
         module, kind, options = made[name]
         return getattr(import_module(f"gewu.data.{module}"), kind)(**options)
 
-    stages = [make(name) for name in config.stages if name != "dedup"]
+    stages = [make(name) for name in config.stages if name in made and name != "dedup"]
     licences = config.licence if isinstance(config.licence, dict) else {"": config.licence} if config.licence else {}
-    if licences or config.validation:
-        hashed = _through(stages, fields).with_fields({}, without=("path",)) if config.validation else None
-        stages.append(Label(tuple(licences.items()), hashed, config.validation, config.seed))
+    hashed = _through(stages, fields).with_fields({}, without=("path",)) if config.validation else None
+    stages.append(Label(tuple(licences.items()), hashed, config.validation, config.seed, "per-atom" in config.stages))
     return stages, make("dedup") if "dedup" in config.stages else None
 
 
@@ -179,22 +169,24 @@ def run(config: Config, ctx: Context) -> None:
     if ctx.ranks.size > 1:
         raise InputError("runs in one process, which starts its own", key="data.workers", hint="leave mpirun away, or use dask")
     ctx.cite(*(CITED[stage] for stage in config.stages if stage in CITED))
+    begin, fresh = time.perf_counter(), not Path(config.store, "receipts").exists()
     summary = _ingest(config, ctx) if config.store else None
     if config.store and (summary is None or ctx.stop_requested):
         return
+    seconds = time.perf_counter() - begin
     with ctx.phase("looking at the store"):
         facts = card.describe(config.store or config.source[0], summary.version if summary else None, config.sample_rows)
     snapshot = facts.snapshot
-    ctx.number("samples", snapshot.samples, "1")
+    numbers: dict[str, tuple[float, str]] = {"samples": (snapshot.samples, "1")}
     if summary:
         duplicates = summary.rejects.get(DUPLICATE, 0)
-        ctx.number("samples_read", summary.samples_in, "1")
-        ctx.number("rejected", sum(summary.rejects.values()) - duplicates, "1")
-        ctx.number("duplicates", duplicates, "1")
-    ctx.number("size_mb", snapshot.bytes / 1e6, "MB")
-    ctx.number("mean_length_b", snapshot.raw_bytes / max(1, snapshot.samples), "B")
-    ctx.number("shards", snapshot.shards, "1")
-    ctx.number("version", snapshot.version, "1")
+        numbers |= {"samples_read": (summary.samples_in, "1"), "rejected": (sum(summary.rejects.values()) - duplicates, "1")}
+        numbers |= {"duplicates": (duplicates, "1")}
+    numbers |= {"size_mb": (snapshot.bytes / 1e6, "MB"), "mean_length_b": (snapshot.raw_bytes / max(1, snapshot.samples), "B")}
+    numbers |= {"shards": (snapshot.shards, "1"), "version": (snapshot.version, "1")}
+    numbers |= {"performance_samples_s": (summary.samples_in / seconds, "1/s")} if summary and fresh else {}
+    for name, (value, unit) in numbers.items():
+        ctx.number(name, value, unit)
     ctx.log(f"version {snapshot.version} of the store has SHA-256 {snapshot.sha256}")
     with ctx.phase("card"):
         pictures.record(ctx, facts, summary.rejects if summary else {})
@@ -208,7 +200,10 @@ def _ingest(config: Config, ctx: Context) -> Any:
     with ctx.phase("looking at the source"):
         source = source_of(config)
         stages, dedup = stages_of(config, source.schema)
-        added = [name for name in ADDED if name in _through(stages, source.schema) and name not in source.columns]
+        new = [
+            field for field in _through(stages, source.schema) if field.name not in source.schema and field.name != config.text
+        ]
+        added = [field.name for field in new if field.type.scalar or field.type.kind == "text"]
         pipeline = Pipeline(
             source, stages, Path(config.store), columns=[*added, *config.columns], dedup=dedup, shard_bytes=config.shard_mb << 20,
             compression=config.compression, most_rejects=config.most_rejects, note=config.description,
@@ -216,7 +211,6 @@ def _ingest(config: Config, ctx: Context) -> Any:
     workers = config.workers or cores()
     executor = "serial" if config.executor == "processes" and min(workers, len(source.pieces)) == 1 else config.executor
     ctx.log(f"{source.kind}: {len(source.pieces)} pieces, {workers} workers ({executor}), into {config.store}")
-    begin, fresh = time.perf_counter(), not Path(config.store, "receipts").exists()
 
     def go(restart: bool = False) -> Any:
         return pipeline.run(workers, executor, ctx.progress, lambda: ctx.stop_requested, config.scheduler, restart)
@@ -231,8 +225,6 @@ def _ingest(config: Config, ctx: Context) -> Any:
     if summary.version == 0:
         ctx.checkpoint({"pieces": summary.done})
         return None
-    if fresh:
-        ctx.number("performance_samples_s", summary.samples_in / (time.perf_counter() - begin), "1/s")
     return summary
 
 
@@ -241,25 +233,23 @@ def _files(config: Config, ctx: Context, facts: Any, summary: Any) -> None:
     from gewu.data.card import metadata
 
     name = Path(config.store or config.source[0]).stem
-    licences = config.licence if isinstance(config.licence, str) else sorted({*config.licence.values()})
-    creator = {"@type": "sc:Organization", "name": config.creator} if config.creator else None
-    date = datetime.now(UTC).date().isoformat()
-    about = metadata(facts, name, config.description or name, license=licences, creator=creator, datePublished=date)
-    ctx.file("card.json", json.dumps(about, indent=1, ensure_ascii=False).encode())
+    about: dict[str, Any] = {"datePublished": datetime.now(UTC).date().isoformat()}
+    about["license"] = config.licence if isinstance(config.licence, str) else sorted({*config.licence.values()})
+    about["creator"] = {"@type": "sc:Organization", "name": config.creator} if config.creator else None
+    card = metadata(facts, name, config.description or name, **about)
+    ctx.file("card.json", json.dumps(card, indent=1, ensure_ascii=False).encode())
     rows = [{key: pictures.shown(value) for key, value in sample.items()} for sample in facts.samples]
     ctx.file("samples.json", json.dumps(rows, ensure_ascii=False).encode("utf-8", "backslashreplace"))
     if summary and summary.rejects:
         lines = (
-            f"{count} {reason}\n    " + "\n    ".join(summary.examples[reason])
-            for reason, count in sorted(summary.rejects.items())
+            "\n    ".join([f"{n} {reason}", *summary.examples[reason]]) + "\n" for reason, n in sorted(summary.rejects.items())
         )
-        ctx.file("rejects.txt", ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
+        ctx.file("rejects.txt", "".join(lines).encode("utf-8", "backslashreplace"))
     shapes = [sample for sample in facts.samples if sample.get("cell") is not None and {"numbers", "positions"} <= sample.keys()]
     if shapes:
-        largest, symbols = max(shapes, key=lambda sample: len(sample["numbers"])), {z: name for name, z in ATOMIC_NUMBER.items()}
-        places = largest["positions"] @ np.linalg.inv(largest["cell"])
-        structure = Structure(largest["cell"], tuple(symbols[z] for z in largest["numbers"].tolist()), places)
-        ctx.file("structure.extxyz", extxyz_bytes([structure]))
+        largest = max(shapes, key=lambda sample: len(sample["numbers"]))
+        frame = {key: largest[key] for key in ("numbers", "positions", "cell")} | {"pbc": np.ones(3, bool)}
+        ctx.file("structure.extxyz", frame_bytes(frame, ()))
 
 
 def recognise(path: Path) -> dict[str, Any] | None:

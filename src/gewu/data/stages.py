@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import PurePosixPath
 from typing import Any
 
 from gewu.data.fields import Schema
@@ -43,7 +42,7 @@ class Label:
     """Add what a job knows of a sample: `source` (first folder of its path), `licence`, `split`, `atoms`, `energy_per_atom`.
 
     Args:
-        licences: pairs of source and licence, "" for all others; none adds neither.
+        licences: pairs of source and licence, "" for all others.
         hashed, share, seed: what is marked as validation, by a hash of these fields: samples that are equal fall on one side.
         atoms: whether energies are divided by the number of atoms.
     """
@@ -57,11 +56,11 @@ class Label:
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         """Return the sample with its labels."""
-        more: dict[str, Any] = {}
+        path, sep, _ = str(sample.get("path", "")).removeprefix("./").partition("/")
+        more: dict[str, Any] = {"source": path * bool(sep)} if "path" in sample else {}
         if self.licences:
-            parts, known = PurePosixPath(sample.get("path", "")).parts, dict(self.licences)
-            source = parts[0] if len(parts) > 1 else ""
-            more |= {"source": source, "licence": known.get(source, known.get("", "unknown"))}
+            known = dict(self.licences)
+            more["licence"] = known.get(path, known.get("", "unknown"))
         if self.hashed:
             data = codec(self.hashed).encode({name: sample[name] for name in self.hashed.names})[4:]  # without the checksum
             mark = int.from_bytes(blake2b(data, digest_size=8, key=self.seed.to_bytes(8, "little")).digest(), "little")
@@ -72,9 +71,10 @@ class Label:
 
     def schema(self, schema: Schema) -> Schema:
         """Return the schema of what comes out."""
-        kinds = {"source": "text", "licence": "text"} if self.licences else {}
+        kinds = {"source": "text"} if "path" in schema else {}
+        kinds |= {"licence": "text"} if self.licences else {}
         kinds |= {"split": "text"} if self.hashed else {}
-        kinds |= {"atoms": "int32", "energy_per_atom": "float64"} if self.atoms else {}
+        kinds |= {"atoms": "int32", "energy_per_atom": "float64"} if self.atoms and schema["numbers"] else {}
         units = {"energy_per_atom": schema["energy"].unit} if self.atoms else {}
         return Schema((*schema.fields, *Schema.of(kinds, units).fields)) if kinds else schema
 

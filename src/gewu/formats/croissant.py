@@ -6,7 +6,7 @@ Reference: docs.mlcommons.org/croissant/docs/croissant-spec.html.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +26,8 @@ def croissant(
     version: str,
     identifier: str,
     files: Sequence[tuple[str, int, str]],
-    records: dict[str, Sequence[Described]],
-    kinds: dict[str, str],
+    records: Mapping[str, Sequence[Described]],
+    kinds: Mapping[str, str],
     **about: Any,
 ) -> dict[str, Any]:
     """Return the description of a data set.
@@ -56,10 +56,10 @@ def croissant(
     ]
     sets = []
     for folder, fields in records.items():
-        distribution.append(node("FileSet", f"all {folder}", includes=f"{folder}/*", encodingFormat=kinds[folder]))
+        distribution.append(node("FileSet", f"all-{folder}", includes=f"{folder}/*", encodingFormat=kinds[folder]))
         rows = [
             node("Field", f"{folder}/{field.name}", description=field.text, dataType=field.kind)
-            | {"name": field.name, "source": {"fileSet": {"@id": f"all {folder}"}, "extract": {"column": field.name}}}
+            | {"name": field.name, "source": {"fileSet": {"@id": f"all-{folder}"}, "extract": {"column": field.name}}}
             | ({"repeated": True} if field.repeated else {})
             for field in fields
         ]
