@@ -82,7 +82,7 @@ def describe(root: str | Path, version: int | None = None, rows: int = 6) -> Fac
             field = snapshot.schema[name] if name in snapshot.schema else Field(name, Type("array", kind))
             if (found := _column(ask, name, field)) is not None:
                 facts.histograms[name] = found
-    with closing(catalogue.open(snapshot.version, on_damage="skip")) as store:
+    with closing(catalogue.open(version=snapshot.version, on_damage="skip")) as store:
         facts.histograms.update(_arrays(store))
         facts.samples.extend(sample for sample in store.read(_spread(store, rows)) if sample is not None)
     return facts
