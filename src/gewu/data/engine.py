@@ -133,7 +133,7 @@ def stages_of(config: Config, fields: Schema) -> tuple[list[Any], Any]:
     text, kinds = config.text, {field.type.kind: field.name for field in reversed(fields.fields)}
     made: dict[str, tuple[str, str, dict[str, Any]]] = {
         "unpack": ("stages", "Unpack", {"field": kinds.get("bytes", "data")}),
-        "decode": ("text", "Decode", {"field": kinds.get("bytes", "data"), "out": text, "fallback": "cp1252"}),
+        "decode": ("text", "Decode", {"field": kinds.get("bytes", "data"), "out": text}),
         "plain": ("text", "Plain", {"field": text}),
         "normalise": ("text", "Normalise", {"field": text}),
         "language": ("text", "Language", {"field": text, "keep": config.languages}),

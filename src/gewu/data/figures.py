@@ -54,7 +54,7 @@ def shown(value: Any) -> str:
     if isinstance(value, np.ndarray):
         first = ", ".join(f"{number:.6g}" for number in value.ravel()[:12].tolist())
         return f"{value.dtype}{list(value.shape)}: {first}{' …' if value.size > 12 else ''}"
-    text = str(value)
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if len(text) <= EXCERPT else f"{text[:EXCERPT]} …"
 
 
