@@ -8,7 +8,6 @@ that have no receipt, and a later run of the same job does only what is new. Wit
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -63,14 +62,14 @@ class Config:
     least_words: int = schema.field(50, minimum=0, meaning="quality: a text of fewer words is refused")
     similarity: float = schema.field(0.8, minimum=0.1, maximum=1.0, meaning="dedup: Jaccard similarity of near-duplicates")
     tokenizer: str = schema.field("", file=True, meaning="tokenise: a tokenizer.json; none given: bytes")
-    keep_text: bool = schema.field(True, meaning="tokenise: the text stays beside its tokens")
+    keep_text: bool = schema.field(True, meaning="tokenise: the text stays beside its tokens; with dedup always")
     columns: tuple[str, ...] = schema.field((), meaning="further fields that belong into the catalogue")
     validation: float = schema.field(0.0, minimum=0.0, maximum=0.9, meaning="share of samples marked as validation, by hash")
     licence: str | dict[str, str] = schema.field("", meaning="licence of the samples, or a table of licences by folder")
     description: str = schema.field("", meaning="a sentence on the data set, for its card")
     creator: str = schema.field("", meaning="who made the data set, for its card")
     most_rejects: float = schema.field(1.0, minimum=0.0, maximum=1.0, meaning="largest share of samples that may be refused")
-    restart: bool = schema.field(False, meaning="begin the store anew where its source or its stages have changed")
+    restart: bool = schema.field(False, meaning="begin the store anew; what it holds is lost")
     piece_files: int = schema.field(1000, minimum=1, meaning="folder: files that one process takes at a time", expert=True)
     shard_mb: int = schema.field(256, unit="MB", minimum=1, maximum=4096, meaning="size at which a shard is full", expert=True)
     compression: str = schema.field("none", choices=("none", "sample", "block"), meaning="of shards, by zstd", expert=True)
@@ -89,8 +88,6 @@ class Config:
             raise InputError("names a stage twice", key="stages", value=self.stages)
         if not self.store and (self.format != "store" or self.stages or self.where or len(self.source) > 1):
             raise InputError("must name a folder", key="store", hint="only format = 'store' without stages does without")
-        if "dedup" in self.stages and "tokenise" in self.stages and not self.keep_text:
-            raise InputError("must be true", key="keep_text", hint="duplicates are looked for in what the stages leave")
 
 
 def source_of(config: Config) -> Source:
@@ -130,6 +127,7 @@ def stages_of(config: Config, fields: Schema) -> tuple[list[Any], Any]:
     Raises:
         InputError: a stage needs a field that is not there.
     """
+    keep = config.keep_text or "dedup" in config.stages  # duplicates are looked for in what the stages leave
     text, kinds = config.text, {field.type.kind: field.name for field in reversed(fields.fields)}
     made: dict[str, tuple[str, str, dict[str, Any]]] = {
         "unpack": ("stages", "Unpack", {"field": kinds.get("bytes", "data")}),
@@ -140,7 +138,7 @@ def stages_of(config: Config, fields: Schema) -> tuple[list[Any], Any]:
         "quality": ("text", "Quality", {"field": text, "words": (config.least_words, 1_000_000)}),
         "pii": ("pii", "MaskPII", {"field": text, "column": "masked"}),
         "dedup": ("minhash", "Dedup", {"field": text, "threshold": config.similarity}),
-        "tokenise": ("tokens", "Tokenise", {"field": text, "tokenizer": config.tokenizer or "bytes", "keep": config.keep_text}),
+        "tokenise": ("tokens", "Tokenise", {"field": text, "tokenizer": config.tokenizer or "bytes", "keep": keep}),
         "check-images": ("images", "CheckImage", {"field": kinds.get("image", "image")}),
     }
 
@@ -169,11 +167,9 @@ def run(config: Config, ctx: Context) -> None:
     if ctx.ranks.size > 1:
         raise InputError("runs in one process, which starts its own", key="data.workers", hint="leave mpirun away, or use dask")
     ctx.cite(*(CITED[stage] for stage in config.stages if stage in CITED))
-    begin, fresh = time.perf_counter(), not Path(config.store, "receipts").exists()
     summary = _ingest(config, ctx) if config.store else None
-    if config.store and (summary is None or ctx.stop_requested):
+    if config.store and summary is None:
         return
-    seconds = time.perf_counter() - begin
     with ctx.phase("looking at the store"):
         facts = card.describe(config.store or config.source[0], summary.version if summary else None, config.sample_rows)
     snapshot = facts.snapshot
@@ -184,7 +180,8 @@ def run(config: Config, ctx: Context) -> None:
         numbers |= {"duplicates": (duplicates, "1")}
     numbers |= {"size_mb": (snapshot.bytes / 1e6, "MB"), "mean_length_b": (snapshot.raw_bytes / max(1, snapshot.samples), "B")}
     numbers |= {"shards": (snapshot.shards, "1"), "version": (snapshot.version, "1")}
-    numbers |= {"performance_samples_s": (summary.samples_in / seconds, "1/s")} if summary and fresh else {}
+    if "token_count" in snapshot.columns:
+        numbers["tokens"] = (facts.catalogue.sql("SELECT sum(token_count) AS n FROM samples", snapshot.version)[0]["n"], "1")
     for name, (value, unit) in numbers.items():
         ctx.number(name, value, unit)
     ctx.log(f"version {snapshot.version} of the store has SHA-256 {snapshot.sha256}")
@@ -200,9 +197,8 @@ def _ingest(config: Config, ctx: Context) -> Any:
     with ctx.phase("looking at the source"):
         source = source_of(config)
         stages, dedup = stages_of(config, source.schema)
-        new = [
-            field for field in _through(stages, source.schema) if field.name not in source.schema and field.name != config.text
-        ]
+        old = (*source.schema.names, config.text)
+        new = [field for field in _through(stages, source.schema) if field.name not in old]
         added = [field.name for field in new if field.type.scalar or field.type.kind == "text"]
         pipeline = Pipeline(
             source, stages, Path(config.store), columns=[*added, *config.columns], dedup=dedup, shard_bytes=config.shard_mb << 20,
@@ -211,18 +207,9 @@ def _ingest(config: Config, ctx: Context) -> Any:
     workers = config.workers or cores()
     executor = "serial" if config.executor == "processes" and min(workers, len(source.pieces)) == 1 else config.executor
     ctx.log(f"{source.kind}: {len(source.pieces)} pieces, {workers} workers ({executor}), into {config.store}")
-
-    def go(restart: bool = False) -> Any:
-        return pipeline.run(workers, executor, ctx.progress, lambda: ctx.stop_requested, config.scheduler, restart)
-
     with ctx.phase("pieces"):
-        try:
-            summary = go()
-        except InputError as error:
-            if not (config.restart and "restart" in str(error.hint)):
-                raise
-            summary = go(restart=True)
-    if summary.version == 0:
+        summary = pipeline.run(workers, executor, ctx.progress, lambda: ctx.stop_requested, config.scheduler, config.restart)
+    if summary.version == 0 or ctx.stop_requested:
         ctx.checkpoint({"pieces": summary.done})
         return None
     return summary

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +16,7 @@ from gewu.core.errors import InputError
 from gewu.core.figure import Figure
 from gewu.formats.pictures import decode_image
 
-_MOST_BARS: Final = 24
-EXCERPT, THUMBNAIL = 400, 96
+EXCERPT, THUMBNAIL, MOST_BARS = 400, 96, 24
 
 
 def record(ctx: Context, facts: Any, rejects: dict[str, int]) -> None:
@@ -67,7 +66,7 @@ def figures(result: Any) -> Iterator[Figure]:
             caption = "Samples that were not taken, by reason; rejects.txt names the first of each."
             yield Figure("Refused", caption, partial(_bars, result=result, name=name))
         elif kind == "by":
-            most = ", the most frequent" if len(result.arrays[name]) > _MOST_BARS else ""
+            most = ", the most frequent" if len(result.arrays[name]) > MOST_BARS else ""
             caption = f"Samples by the catalogue's column {what}{most}."
             yield Figure(what[:1].upper() + what[1:], caption, partial(_bars, result=result, name=name))
         elif kind == "histogram":
@@ -75,8 +74,8 @@ def figures(result: Any) -> Iterator[Figure]:
 
 
 def _bars(axes: Any, result: Any, name: str) -> None:
-    labels = str(result.arrays.variable(name).attributes["labels"]).split("\n")[:_MOST_BARS]
-    values = np.asarray(result.arrays[name][:_MOST_BARS])
+    labels = str(result.arrays.variable(name).attributes["labels"]).split("\n")[:MOST_BARS]
+    values = np.asarray(result.arrays[name][:MOST_BARS])
     axes.barh(range(len(values)), values, color="C0", height=0.7)
     axes.set_yticks(range(len(values)), [label[:32] or "(none)" for label in labels], fontsize=8 if len(values) > 12 else None)
     axes.invert_yaxis()

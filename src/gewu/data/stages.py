@@ -39,7 +39,7 @@ class Unpack:
 
 @dataclass(frozen=True)
 class Label:
-    """Add what a job knows of a sample: `source` (first folder of its path), `licence`, `split`, `atoms`, `energy_per_atom`.
+    """Add what a job knows of a sample: `source` (first folder of its path), `licence`, `split`, `token_count`, `atoms` ...
 
     Args:
         licences: pairs of source and licence, "" for all others.
@@ -65,6 +65,7 @@ class Label:
             data = codec(self.hashed).encode({name: sample[name] for name in self.hashed.names})[4:]  # without the checksum
             mark = int.from_bytes(blake2b(data, digest_size=8, key=self.seed.to_bytes(8, "little")).digest(), "little")
             more["split"] = "validation" if mark < self.share * 2.0**64 else "train"
+        more |= {"token_count": len(sample["tokens"])} if "tokens" in sample else {}
         if self.atoms:
             more |= {"atoms": len(sample["numbers"]), "energy_per_atom": sample["energy"] / len(sample["numbers"])}
         return sample | more
@@ -73,6 +74,7 @@ class Label:
         """Return the schema of what comes out."""
         kinds = {"source": "text"} if "path" in schema else {}
         kinds |= {"licence": "text"} if self.licences else {}
+        kinds |= {"token_count": "int64"} if "tokens" in schema else {}
         kinds |= {"split": "text"} if self.hashed else {}
         kinds |= {"atoms": "int32", "energy_per_atom": "float64"} if self.atoms and schema["numbers"] else {}
         units = {"energy_per_atom": schema["energy"].unit} if self.atoms else {}
