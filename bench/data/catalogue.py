@@ -3,9 +3,9 @@
 `catalogue`: 5 million rows of plausible columns (length, hash, source, licence, language, quality, label) in 20 parts; `ours`
 and `theirs` are bytes a sample, of gewu and of pyarrow's writer with zstd and its own choices. `accuracy` holds `plain_zstd` (no
 dictionaries), `real_bytes` (the same of this machine's documentation: package, language, suffix, size, hash of the files), rows/s
-that DuckDB filters and groups (both through gewu), and for a synthetic version of 10^6 shards of 10^5 samples each (10^11 in all):
-bytes of manifests a shard, seconds and MB of memory to open it, seconds of a condition that no shard meets, `versions_ms` to read
-the list of versions.
+that DuckDB filters and groups (both through gewu), and for a synthetic version of 10^6 shards of 10^5 samples each, 10^11 in all:
+bytes of manifests a shard, seconds and MB of memory to open it, seconds of a condition that no shard meets and of a commit,
+`versions_ms` to read the list of versions.
 
 `catalogue-prune`: seconds to find the samples of one day in a store of 1,000 shards, one day each: gewu, and DuckDB over
 all parts, which looks into each. Every side runs in a process of its own.
@@ -206,6 +206,7 @@ def opened(folder: Path) -> dict[str, float]:
     }
     found["none_of_1e6_s"] = seconds(lambda: catalogue.where("quality > 1.5 and language = 'de'"))
     found["all_of_1e6_s"] = seconds(lambda: catalogue.where(None))
+    found["commit_on_1e6_s"] = seconds(lambda: catalogue.commit([], [], catalogue.snapshot().schema), 1)
     return found
 
 
