@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from gewu.core.errors import InputError
 from gewu.core.machine import check_jax
 from gewu.core.workers import Pool
-from gewu.data.order import Mixture, Order, WindowOrder
+from gewu.data.order import Mixture, Order, Sequential, WindowOrder
 
 Batch = dict[str, Any]
 
@@ -201,17 +201,6 @@ def _order(order: Any, store: Any, seed: int) -> Any:
     reach = int(order.offsets[-1]) if isinstance(order, Mixture) else order.n
     _check("order", f"{reach} samples", reach == n, f"{n} samples, as the store")
     return order
-
-
-class Sequential(Order):
-    """The samples as they are stored."""
-
-    def __init__(self, n: int, seed: int = 0, epoch: int = 0) -> None:
-        super().__init__(n, seed, epoch)
-        self.name = f"sequential-1 n={n}"
-
-    def _map(self, values: Any, back: bool) -> Any:
-        return values
 
 
 @dataclass(frozen=True)
