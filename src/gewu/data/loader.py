@@ -54,7 +54,7 @@ class Stream:
 
 
 class Loader(Stream):
-    """Iterate over the batches of one rank.
+    """Iterate over the batches of one rank: dicts of the fields, and `_index`, the numbers of the samples, int64[B].
 
     Args:
         store: a `Store` or a part of one. For a mixture: one store of the shards of all, and a `Mixture` as order.
@@ -224,6 +224,8 @@ class Work:
         for k, sample in enumerate(samples if self.transform else ()):
             try:
                 samples[k] = self.transform(sample)  # type: ignore[misc]
+            except StopIteration as error:  # would end the consumer's loop in silence
+                raise RuntimeError(f"StopIteration in the transform of sample {index[k]}") from error
             except Exception as error:
                 error.add_note(f"in the transform of sample {index[k]}")
                 raise
