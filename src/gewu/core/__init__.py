@@ -9,6 +9,7 @@ The files, in the order to read them:
     arrays, namespace           array programs on CPU and GPU;  hostfft, fftw: their transforms on CPUs
     kernel, device, random      one loop body for reference, CPU and CUDA; counter-based random numbers
     simd, lanes, mesh, vector   explicit vectors for CPU inner loops: tiles of pairs, scattered neighbours, patches of a mesh
+    permutation                 shuffled orders of any length without a table
     splines, erfc, statistics   tables, Ewald's smooth functions, errors of means
     bricks, growing             a box cut between ranks; files that grow
 """

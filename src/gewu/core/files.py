@@ -15,12 +15,14 @@ import os
 import secrets
 import socket
 import stat
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from gewu.core.errors import GewuError, InputError, ResourceError, StoreError
 
+T = TypeVar("T")
 TEMPORARY_SUFFIX: Final = ".gewu-tmp"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_DIRECTORY_SYNC: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
@@ -196,6 +198,38 @@ def sha256_of(path: str | Path) -> str:
         raise storage_error(error, path, "read") from error
 
 
+def listing_of(path: Path) -> str:
+    """Return the SHA-256 of what a folder holds: relative path, size and time of change (ns) of every file, in sorted order.
+
+    The bytes of the files are not read, so a million files take seconds; a file that was only touched, or a copy of the folder,
+    counts as another. Links are never followed. A single file is listed likewise.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
+    digest = hashlib.sha256()
+
+    def fail(error: OSError) -> None:
+        raise InputError(f"cannot be read: {error.strerror}", file=error.filename or path) from error
+
+    def add(name: str, place: str) -> None:
+        status = os.lstat(place)
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+
+    try:
+        if path.is_file():
+            add("", os.path.realpath(path))
+            return digest.hexdigest()
+        for folder, folders, files in os.walk(path, onerror=fail):
+            folders.sort()
+            inside = os.path.relpath(folder, path)
+            for name in sorted(files):
+                add(f"{inside}/{name}", f"{folder}/{name}")
+    except OSError as error:
+        fail(error)
+    return digest.hexdigest()
+
+
 def read_capped(path: str | Path, limit_bytes: int) -> bytes:
     """Read a regular file of bounded size.
 
@@ -241,6 +275,58 @@ def read_text_capped(path: str | Path, limit_bytes: int) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError("is not UTF-8 text", file=path, line=line, value=data[error.start : error.start + 1]) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def open_folder(path: str | Path) -> int:
+    """Return the descriptor of a folder, for `read_at`; the caller closes it.
+
+    Raises:
+        StoreError: it is gone, not a folder, or may not be read.
+    """
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise storage_error(error, path, "read") from error
+
+
+def read_at(folder: int, name: str, limit_bytes: int) -> bytes:
+    """Read a regular file of an open folder, following no link: the quick way to very many small files.
+
+    Raises:
+        InputError: "not-a-file", "too-large", "unreadable" or "changed" (while it was read), and no more, for there are many.
+    """
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        raise InputError("unreadable") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit_bytes:
+            raise InputError("too-large" if stat.S_ISREG(status.st_mode) else "not-a-file")
+        data = os.read(descriptor, status.st_size + 1)
+        while 0 < len(data) < status.st_size and (more := os.read(descriptor, status.st_size + 1 - len(data))):
+            data += more
+        if len(data) != status.st_size or os.fstat(descriptor).st_mtime_ns != status.st_mtime_ns:
+            raise InputError("changed")
+        return data
+    except OSError:
+        raise InputError("unreadable") from None
+    finally:
+        os.close(descriptor)
+
+
+def rolled(parts: Iterable[T], limit: int, length: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yield groups of parts of about `limit` bytes together, at least one part each: what files of bounded size shall hold."""
+    group: list[T] = []
+    size = 0
+    for part in parts:
+        size += length(part)
+        if group and size > limit:
+            yield group
+            group, size = [], length(part)
+        group.append(part)
+    if group:
+        yield group
 
 
 class LineLog:

@@ -16,7 +16,6 @@ Limits: names of columns must differ in more than case; a text column keeps its 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import io
 import json
@@ -28,13 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-import numpy as np
-
 from gewu.core.errors import InputError, ResourceError, StoreError
 from gewu.core.files import AtomicFile, DirectoryLock, sha256_of, storage_error, sweep_temporaries, write_atomic
 from gewu.data.fields import Schema, extra
 from gewu.data.shard import SUFFIX, Shard, ShardInfo
 from gewu.data.store import Store
+from gewu.formats.parquet import column, extremes, packed
 
 if TYPE_CHECKING:
     from gewu.data.view import View
@@ -43,11 +41,8 @@ Texts: TypeAlias = Mapping[str, str] | None
 BUILT_IN: Final = {"length": "uint32", "hash": "uint64"}
 RESERVED: Final = ("shard", "filename", "file_index", "file_row_number")
 FORMAT: Final = "gewu store version 1"
-_COLUMN: Final = "text, bool, int8 to int64, uint8 to uint64, float32, float64"
-_ARROW: Final = {"text": "string", "float16": "float32", "bfloat16": "float32"}
 _FOLDERS: Final = ("shards", "catalogue", "manifests", "versions", "writers")
-_TRIAL, _FEW, _ROW_GROUP = 1 << 16, 1 << 12, 1 << 17
-_MOST_VALUES, _LONGEST_VALUE = 16, 64
+_ROW_GROUP: Final = 1 << 17
 _WAITS, _WAIT_S = 3000, 0.02
 
 
@@ -99,13 +94,6 @@ class Snapshot:
     raw_bytes: int
 
 
-def unknown_column(name: str, columns: Iterable[str], **where: Any) -> InputError:
-    """Return the error for a name that is no column of the catalogue."""
-    names = list(columns)
-    hint = "".join(f"did you mean {near!r}?" for near in difflib.get_close_matches(name, names, n=1))
-    return InputError("no such column", key=name, allowed=", ".join(names), hint=hint, **where)
-
-
 def part_path(root: Path, shard: str) -> Path:
     """Return where the part of a shard lies."""
     return root / "catalogue" / (shard.removesuffix(SUFFIX) + ".parquet")
@@ -125,55 +113,20 @@ def write_part(path: str | Path, columns: Mapping[str, Any], meanings: Texts = N
         InputError: the name, length or values of a column cannot be stored.
         ResourceError, StoreError: as `write_atomic`.
     """
-    pa, pq = extra("pyarrow"), extra("pyarrow.parquet")
+    extra("pyarrow")
     names = [*BUILT_IN, *(name for name in columns if name not in BUILT_IN)]
-    if len({name.lower() for name in (*names, *RESERVED)}) < len(names) + len(RESERVED):
-        raise InputError("two columns differ in case only, or one is reserved", value=names, hint=f"not {', '.join(RESERVED)}")
-    arrays = {name: _array(name, columns.get(name, []), {**(types or {}), **BUILT_IN}.get(name)) for name in names}
+    good = all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name) for name in names)
+    if not good or len({name.lower() for name in (*names, *RESERVED)}) < len(names) + len(RESERVED):
+        hint = f"names of letters, digits and _ . - that differ in more than case, and none of {', '.join(RESERVED)}"
+        raise InputError("cannot be the columns", file=path, value=names, hint=hint)
+    arrays = {name: column(name, columns.get(name, []), {**(types or {}), **BUILT_IN}.get(name, "")) for name in names}
     for name, array in arrays.items():
         if len(array) != len(arrays["length"]):
             raise InputError("has another length than the first column", file=path, key=name, value=len(array))
-    notes = {name: {"meaning": meanings[name]} for name in names if meanings and name in meanings}
-    fields = [pa.field(name, array.type, metadata=notes.get(name)) for name, array in arrays.items()]
-    few = [name for name, array in arrays.items() if name != "hash" and _has_few(array)]
-    encoding = {name: "PLAIN" if name == "hash" else "BYTE_STREAM_SPLIT" for name in names if name not in few}
-    compression = {name: "none" if name == "hash" else "zstd" for name in names}  # nothing can shrink a hash
-    table, sink = pa.table(list(arrays.values()), schema=pa.schema(fields)), io.BytesIO()
-    pq.write_table(table, sink, _ROW_GROUP, use_dictionary=few, column_encoding=encoding, compression=compression)
-    sha256 = write_atomic(path, sink.getbuffer())
-    stats = {name: {"type": str(array.type)} | ({} if name == "hash" else _extremes(array)) for name, array in arrays.items()}
-    return PartInfo(Path(path).stem + SUFFIX, len(table), sink.tell(), sha256, stats)
-
-
-def _array(name: str, values: Any, kind: str | None) -> Any:
-    pa = extra("pyarrow")
-    try:
-        array = pa.array(values if isinstance(values, list) else np.asarray(values))
-        inferred = {"large_string": "string", "null": "string", "halffloat": "float32"}.get(str(array.type), str(array.type))
-        kind = inferred if kind is None else _ARROW.get(kind.rstrip("?"), kind.rstrip("?"))
-        if kind.startswith(("string", "bool", "int", "uint", "float", "double")):
-            return array.cast(pa.type_for_alias(kind))
-        reason = "is not of a type that a column can have"
-    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
-        reason = f"cannot be stored: {str(error).splitlines()[0]}"
-    raise InputError(reason, key=name, value=kind, allowed=_COLUMN)
-
-
-def _has_few(array: Any) -> bool:
-    """Tell whether a column is smaller as numbers into a dictionary: texts, and numbers of which many are equal."""
-    return str(array.type) in ("string", "bool") or extra("pyarrow.compute").count_distinct(array[:_TRIAL]).as_py() < _FEW
-
-
-def _extremes(array: Any) -> dict[str, Any]:
-    """Return all values of a text that has few, else the least and the greatest; NaN is the greatest, as in DuckDB."""
-    array = array.drop_null()
-    if str(array.type) == "string":
-        values = array.unique().to_pylist()
-        few = len(values) <= _MOST_VALUES and all(len(value.encode()) <= _LONGEST_VALUE for value in values)
-        return {"values": sorted(values) if few else None}
-    numbers = array.to_numpy(zero_copy_only=False)
-    low, high = (np.fmin.reduce, np.maximum.reduce) if numbers.dtype.kind == "f" else (np.min, np.max)
-    return {"min": low(numbers).item(), "max": high(numbers).item()} if len(numbers) else {"min": None, "max": None}
+    data = packed(arrays, ("hash",), meanings)
+    stats = {name: {"type": "uint64"} if name == "hash" else extremes(array) for name, array in arrays.items()}
+    sha256 = write_atomic(path, data.getbuffer())
+    return PartInfo(Path(path).stem + SUFFIX, len(arrays["length"]), data.tell(), sha256, stats)
 
 
 class Catalogue:
@@ -214,9 +167,9 @@ class Catalogue:
     def _load(self, number: int) -> Snapshot:
         path = self.root / "versions" / f"{number:08d}.json"
         try:
-            body = json.loads(_bytes_of(path))
+            body = json.loads(data := _bytes_of(path))
             seal = body.pop("sha256")
-            if _seal(body) != seal or body.pop("format") != FORMAT or body["version"] != number:
+            if _sealed(body) != data or body.pop("format") != FORMAT or body["version"] != number:
                 raise ValueError("it does not match its checksum, number or format")
             infos = body["manifests"] = tuple(ManifestInfo(**row) for row in body["manifests"])
             body["schema"] = Schema.from_json(json.dumps(body["schema"]))
@@ -285,12 +238,7 @@ class Catalogue:
             yield
 
     def commit(
-        self,
-        shards: Sequence[ShardInfo],
-        parts: Sequence[PartInfo],
-        schema: Schema,
-        note: str = "",
-        base: int | str | None = "latest",
+        self, shards: Sequence[ShardInfo], parts: Sequence[PartInfo], schema: Schema, note: str = "", base: Any = "latest"
     ) -> Snapshot:
         """Add shards to the store as a new version.
 
@@ -315,10 +263,11 @@ class Catalogue:
                 raise InputError("the parts are not those of the shards, or have not one row a sample", file=self.root)
             if len(set(names)) < len(names) or not set(names).isdisjoint(self.table(old, ["name"])["name"].to_pylist()):
                 raise InputError("a shard is in the version already, or named twice", file=self.root, value=names)
-            if parent:
-                _compare(
-                    *({field.name: (str(field.type), field.unit, field.meaning) for field in s} for s in (parent.schema, schema))
-                )
+            fields = [
+                {f.name: f"{f.type} {f.unit} {f.meaning}".rstrip() for f in s}
+                for s in (parent.schema if parent else schema, schema)
+            ]
+            _compare(*fields)
             for shard, part in zip(shards, parts, strict=True):
                 kinds = {name: stats["type"] for name, stats in part.stats.items()}
                 columns = columns or kinds
@@ -333,14 +282,14 @@ class Catalogue:
         Raises:
             InputError: the newest version does not name such a shard.
         """
-        pa, names = extra("pyarrow"), set(shards)
+        gone = set(shards)
         with self._locked():
             parent = self.snapshot()
             table = self.table(parent.manifests)
-            if unknown := names.difference(table["name"].to_pylist()):
+            names = table["name"].to_pylist()
+            if unknown := gone.difference(names):
                 raise InputError("the newest version does not name this shard", file=self.root, value=min(unknown))
-            gone = extra("pyarrow.compute").is_in(table["name"], pa.array(sorted(names), pa.string()))
-            left = table.filter(extra("pyarrow.compute").invert(gone))
+            left = table.filter(extra("pyarrow").array([name not in gone for name in names], "bool"))
             return self._publish(parent, note, parent.schema, parent.columns, [left])
 
     def compact(self, note: str = "") -> Snapshot:
@@ -354,7 +303,7 @@ class Catalogue:
         body = {"format": FORMAT, "version": number, "parent": parent.version if parent else None, "note": note}
         body |= {"schema": json.loads(schema.to_json()), "columns": columns, "manifests": [info._asdict() for info in infos]}
         with AtomicFile(self.root / "versions" / f"{number:08d}.json") as stream:  # which refuses an existing one
-            stream.write(json.dumps(body | {"sha256": _seal(body)}, ensure_ascii=False, indent=1).encode() + b"\n")
+            stream.write(_sealed(body))
         return self._load(number)
 
     def _write_manifest(self, table: Any) -> ManifestInfo:
@@ -402,15 +351,15 @@ class Catalogue:
 
         Raises:
             InputError: there is no such version.
-            ResourceError: somebody is adding shards, which no version names yet.
+            ResourceError: somebody is adding shards, which no version names yet. (Finish a pipeline that was killed first.)
             StoreError: a version or manifest that is kept is damaged; nothing is deleted then.
         """
-        with self._locked():
+        with self._locked(), DirectoryLock(self.root):  # which a pipeline holds
             for folder in sorted((self.root / "writers").iterdir()):
                 with DirectoryLock(folder):
                     pass
                 folder.rmdir()
-            kept = [self.snapshot(version) for version in {*keep, self._numbers()[-1]}]
+            kept = [self.snapshot(version) for version in {*keep, self.snapshot().version}]
             manifests = list(dict.fromkeys(manifest for snapshot in kept for manifest in snapshot.manifests))
             shards = self.table(manifests, ["name"])["name"].to_pylist()
             named = {self.root / "versions" / f"{snapshot.version:08d}.json" for snapshot in kept}
@@ -462,8 +411,10 @@ def _bytes_of(path: Path) -> bytes:
         raise storage_error(error, path, "read") from error
 
 
-def _seal(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def _sealed(body: Mapping[str, Any]) -> bytes:
+    """Return a version as text that holds the checksum of the rest."""
+    sha256 = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**body, "sha256": sha256}, indent=1).encode() + b"\n"
 
 
 def _compare(ours: Mapping[str, Any], theirs: Mapping[str, Any], **where: Any) -> None:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gewu.core.errors import InputError
-from gewu.data.catalogue import Catalogue, PartInfo, Snapshot, part_path, unknown_column, write_part
+from gewu.data.catalogue import Catalogue, PartInfo, Snapshot, part_path, write_part
 from gewu.data.fields import Schema
 from gewu.data.shard import RollingWriter, ShardWriter
 
@@ -59,7 +59,7 @@ class StoreWriter:
             InputError: the sample does not fit the schema, or a value is given for no column.
         """
         for name in columns.keys() - self.types.keys():
-            raise unknown_column(name, self.types)
+            raise InputError("no such column", key=name, allowed=", ".join(self.types))
         self._rows.append([columns.get(name, sample.get(name)) for name in self.types])
         try:
             return self._writer.add(sample)

@@ -8,23 +8,28 @@ Reference: the extxyz specification (libAtoms), github.com/libAtoms/extxyz.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 
 from gewu.core.errors import InputError
 from gewu.formats.elements import ATOMIC_NUMBER
 from gewu.formats.numbers import integer, read_whole_text, real, reals
+from gewu.formats.packed import Record, opened
 from gewu.formats.structure import MAX_ATOMS, Structure
 
 LIMIT_BYTES = 500_000_000
+_ROW_BYTES: Final = 1 << 20
+_TRUTH: Final = {"T": True, "F": False, "True": True, "False": False, "TRUE": True, "FALSE": False}
 _PAIR = re.compile(r"""\s*([A-Za-z_][\w.\-]*)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|\{([^}]*)\}|([^\s"'{}]+)))?(?=\s|$)""")
 _PROPERTIES = re.compile(r"(\w+):([SRIL]):(\d{1,3})(?::|$)", re.ASCII)
 
 
 def _pairs(row: str, file: str, line: int) -> dict[str, str]:
-    """Return the key=value pairs of a comment line, keys in lower case; a bare key means "T"."""
+    """Return the key=value pairs of a comment line; a bare key means "T"."""
     pairs: dict[str, str] = {}
     at = 0
     row = row.rstrip()
@@ -32,8 +37,8 @@ def _pairs(row: str, file: str, line: int) -> dict[str, str]:
         found = _PAIR.match(row, at)
         if found is None:
             raise InputError("key=value pairs expected", file=file, line=line, value=row[at:])
-        key, value = found.group(1).lower(), next((text for text in found.groups()[1:] if text is not None), "T")
-        if key in pairs:
+        key, value = found.group(1), next((text for text in found.groups()[1:] if text is not None), "T")
+        if key.lower() in map(str.lower, pairs):
             raise InputError("key stands twice", file=file, line=line, key=key)
         pairs[key], at = value, found.end()
     return pairs
@@ -67,7 +72,7 @@ def _frame(rows: list[str], at: int, file: str) -> tuple[Structure, int]:
         hint = "the file may be truncated"
         raise InputError("frame has fewer lines than atoms", file=file, line=at + 1, key="number of atoms", value=n, hint=hint)
     line = at + 2
-    pairs = _pairs(rows[at + 1], file, line)
+    pairs = {key.lower(): value for key, value in _pairs(rows[at + 1], file, line).items()}
     lattice = reals(pairs.get("lattice", ""), file=file, line=line, key="Lattice")
     if len(lattice) != 9:
         raise InputError("nine numbers expected", file=file, line=line, key="Lattice", value=pairs.get("lattice", ""))
@@ -113,6 +118,116 @@ def read_extxyz(path: str | Path) -> list[Structure]:
     if not frames:
         raise InputError("holds no frame", file=path)
     return frames
+
+
+def _value(text: str) -> Any:
+    """Return what the text of a pair means: truth value, integer, real, array of reals or truth values, or the text itself."""
+    words = text.replace("[", " ").replace("]", " ").replace(",", " ").split()
+    if words and all(word in _TRUTH for word in words):
+        return _TRUTH[words[0]] if len(words) == 1 else np.array([_TRUTH[word] for word in words])
+    try:
+        numbers = [real(word) for word in words]
+    except InputError:
+        return text
+    if len(words) == 1 and words[0].lstrip("+-").isdigit() and len(words[0]) < 19:
+        return int(words[0])
+    return numbers[0] if len(numbers) == 1 else np.array(numbers) if numbers else text
+
+
+def _table(rows: list[list[str]], properties: str, file: str, line: int) -> dict[str, Any]:
+    """Return the columns of a frame by name: arrays of n numbers, or of n rows of them; texts as lists."""
+    if "".join(match.group(0) for match in _PROPERTIES.finditer(properties)) != properties:
+        raise InputError("columns not understood", file=file, line=line, key="Properties", value=properties)
+    table, at = {}, 0
+    for name, kind, text in _PROPERTIES.findall(properties):
+        width = int(text)
+        cells: Any = [row[at : at + width] for row in rows]
+        if any(len(row) != width for row in cells) or not width:
+            raise InputError("a row has too few columns", file=file, line=line, key="Properties", value=properties)
+        try:
+            if kind == "L":
+                cells = [[_TRUTH[word] for word in row] for row in cells]
+            values = np.array(cells, None if kind in "SL" else "U").astype({"R": float, "I": int}.get(kind, "O"))
+            if kind == "R" and not np.isfinite(values).all():
+                raise ValueError("not finite")
+        except (KeyError, ValueError, OverflowError) as error:
+            raise InputError(f"a number is wrong: {error}", file=file, line=line, key=name) from None
+        values = values[:, 0] if width == 1 else values
+        table[name] = values.tolist() if kind == "S" else values.astype(bool) if kind == "L" else values
+        at += width
+    return table
+
+
+def frames(rows: Iterable[str], file: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield every frame of a training set or trajectory as (line, values by name); molecules without a cell are allowed.
+
+    Args:
+        rows: the lines of the file, read one frame at a time.
+        file: its name, for errors.
+
+    Returns:
+        `numbers` int32[n], `positions` float64[n,3] in angstrom, `pbc` bool[3], `cell` float64[3,3] when there is a `Lattice`,
+        and every other column and pair under its own name; nine numbers become [3,3] (stress, virial).
+
+    Raises:
+        InputError: with file and line.
+    """
+    numbered = enumerate(rows, start=1)
+    for line, row in numbered:
+        if not row.strip():
+            continue
+        n = integer(row.strip(), file=file, line=line, key="number of atoms")
+        lines = [row for _, row in islice(numbered, n + 1)] if 1 <= n <= MAX_ATOMS else []
+        if len(lines) < n + 1 or n < 1:
+            hint = "the file may be truncated"
+            raise InputError("frame has fewer lines than atoms", file=file, line=line, key="number of atoms", value=n, hint=hint)
+        pairs = _pairs(lines[0], file, line + 1)
+        values = {key: _value(text) for key, text in pairs.items() if key.lower() not in ("properties", "lattice", "pbc")}
+        values = {key: v.reshape(3, 3) if getattr(v, "shape", None) == (9,) else v for key, v in values.items()}
+        low = {key.lower(): text for key, text in pairs.items()}
+        columns = low.get("properties", "species:S:1:pos:R:3")
+        table = _table([row.split() for row in lines[1:]], columns, file, line + 1)
+        if getattr(table.get("pos"), "shape", None) != (n, 3) or not set(table.get("species", ".")) <= set(ATOMIC_NUMBER):
+            raise InputError("pos:R:3 and species:S:1 of elements are needed", file=file, line=line + 1, value=columns)
+        cell = reals(low.get("lattice", ""), file=file, line=line + 1, key="Lattice")
+        pbc = _value(low.get("pbc", "T T T" if len(cell) else "F F F"))
+        if len(cell) not in (0, 9) or getattr(pbc, "shape", None) != (3,) or pbc.dtype != bool:
+            raise InputError("nine numbers of Lattice and three of pbc expected", file=file, line=line + 1, value=lines[0])
+        numbers = np.array([ATOMIC_NUMBER[symbol] for symbol in table.pop("species")], np.int32)
+        known = {"numbers": numbers, "positions": table.pop("pos"), "pbc": pbc}
+        yield line, known | ({"cell": cell.reshape(3, 3)} if len(cell) else {}) | table | values
+
+
+def records(path: str) -> Iterator[Record]:
+    """Yield every frame of a file, as `frames` does."""
+    with opened(path) as stream:
+        rows = (row.decode() for row in iter(lambda: stream.readline(_ROW_BYTES), b""))
+        for line, values in frames(rows, path):
+            yield f"{path}:{line}", values
+
+
+def frame_bytes(values: Mapping[str, Any], columns: Collection[str]) -> bytes:
+    """Return a frame as `frames` yields it; values named in `columns` stand in the rows of the atoms, the others above."""
+    symbols = {number: symbol for symbol, number in ATOMIC_NUMBER.items()}
+    tables = {"species": [[symbols[z]] for z in values["numbers"].tolist()], "pos": values["positions"].tolist()}
+    properties = "species:S:1:pos:R:3"
+    for name in columns:
+        array = np.asarray(values[name])
+        tables[name] = [[_word(x) for x in row] for row in array.reshape(len(array), -1).tolist()]
+        properties += f":{name}:{ {'f': 'R', 'i': 'I', 'u': 'I', 'b': 'L'}.get(array.dtype.kind, 'S') }:{len(tables[name][0])}"
+    pairs = {"Lattice": values["cell"]} if values.get("cell") is not None else {}
+    pairs |= {"Properties": properties, "pbc": values["pbc"]}
+    pairs |= {k: v for k, v in values.items() if k not in (*columns, "numbers", "positions", "cell", "pbc") and v is not None}
+    words = {name: " ".join(map(_word, np.ravel(value).tolist())) for name, value in pairs.items()}
+    head = " ".join(
+        f"{name}={word}" if re.fullmatch(r"[^\s\"'{}]+", word) else f'{name}="{word}"' for name, word in words.items()
+    )
+    rows = [" ".join(_word(x) for part in row for x in part) for row in zip(*tables.values(), strict=True)]
+    return "\n".join([str(len(rows)), head, *rows, ""]).encode()
+
+
+def _word(value: Any) -> str:
+    return "FT"[value] if isinstance(value, bool) else value if isinstance(value, str) else repr(value)
 
 
 def extxyz_bytes(
