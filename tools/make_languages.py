@@ -21,9 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
+from gewu.core import letters
 from gewu.core.files import write_atomic
 from gewu.data import language
-from gewu.data.plain import strip_html, strip_troff
+from gewu.formats.markup import strip_html, strip_troff
 
 LANGUAGES = ["en", "de", "fr", "es", "it", "pt", "nl", "pl", "cs", "sv", "da", "fi", "tr", "hu", "ru", "uk"]
 SOURCES = "manpages manpages-dev manpages-XX libreoffice-help-XX gnome-user-docs fortunes-XX (C4 for en)"
@@ -85,9 +86,9 @@ def documents(root: Path, name: str) -> Iterator[tuple[str, str, str]]:
 
 
 def counted(text: str) -> np.ndarray:
-    points = language.codes(text)
+    points = letters.codes(text)
     hits = np.empty(4 * len(points), np.int64)
-    n = language.count(points, language.fold(), BUCKETS, hits, np.zeros(language.OTHER + 1, np.int64))
+    n = letters.ngrams(points, letters.fold(), BUCKETS, hits, np.zeros(letters.OTHER + 1, np.int64))
     return np.bincount(hits[:n], minlength=BUCKETS)
 
 
@@ -99,10 +100,10 @@ def translated(name: str, text: str) -> bool:
     """Tell whether a document is in its language at all: translations of documentation are full of pages left in English."""
     words = re.findall(r"[a-z]+", text.lower())
     english = sum(ENGLISH.fullmatch(word) is not None for word in words) / max(len(words), 1)
-    scripts = np.zeros(language.OTHER + 1, np.int64)
-    points = language.codes(text)
-    language.count(points, language.fold(), BUCKETS, np.empty(4 * len(points), np.int64), scripts)
-    latin = scripts[language.LATIN] / max(scripts[language.LATIN :].sum(), 1)
+    scripts = np.zeros(letters.OTHER + 1, np.int64)
+    points = letters.codes(text)
+    letters.ngrams(points, letters.fold(), BUCKETS, np.empty(4 * len(points), np.int64), scripts)
+    latin = scripts[letters.LATIN] / max(scripts[letters.LATIN :].sum(), 1)
     return name == "en" or bool(latin < 0.6 if name in {"ru", "uk", "ja", "zh"} else english < 0.06)
 
 

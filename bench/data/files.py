@@ -1,14 +1,11 @@
-"""Millions of small files: made, read as pieces, dropped from the page cache, removed."""
+"""Millions of small files: made, dropped from the page cache, removed."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,12 +13,6 @@ FOLDER = 1000
 """Files of one folder."""
 LEAST, MOST, MEAN, SIGMA = 200, 4096, 1200, 0.55
 """Sizes are log-normal, in bytes."""
-
-
-def sizes_of(folder: int, count: int) -> np.ndarray:
-    """Return the sizes in bytes of the files of one folder."""
-    sizes = np.random.default_rng([20261128, folder]).lognormal(np.log(MEAN) - SIGMA**2 / 2, SIGMA, count)
-    return np.clip(sizes, LEAST, MOST).astype(np.int64)
 
 
 def _words(folder: int) -> bytes:
@@ -37,9 +28,9 @@ def _make(job: tuple[str, int, int]) -> int:
     path = f"{root}/{number:05d}"
     os.mkdir(path)
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    text = _words(number)
-    sizes = sizes_of(number, count)
-    starts = np.random.default_rng([2, number]).integers(0, len(text) - MOST, count)
+    text, generator = _words(number), np.random.default_rng([2, number])
+    sizes = np.clip(generator.lognormal(np.log(MEAN) - SIGMA**2 / 2, SIGMA, count), LEAST, MOST).astype(np.int64)
+    starts = generator.integers(0, len(text) - MOST, count)
     for j, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
         file = os.open(f"{j:03d}.txt", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=folder)
         os.write(file, text[start : start + size])
@@ -57,40 +48,18 @@ def generate(root: Path, count: int, workers: int = 2) -> int:
 
 
 def remove(root: Path) -> None:
-    """Remove the files, two folders at a time."""
+    """Remove a folder of folders, two at a time."""
     if root.exists():
         with ProcessPoolExecutor(2) as pool:
-            list(pool.map(shutil.rmtree, [entry.path for entry in os.scandir(root)], chunksize=8))
+            list(pool.map(shutil.rmtree, [entry.path for entry in os.scandir(root) if entry.is_dir()], chunksize=8))
         shutil.rmtree(root)
 
 
-def drop_from_cache(root: Path) -> None:
-    """Ask the system to forget the content of all files below a folder (`posix_fadvise`); names and sizes stay known."""
+def forget(root: Path) -> None:
+    """Drop the content of the files below a folder from memory; their names and sizes stay known."""
     os.sync()  # only what is on the disk can be forgotten
     for folder in os.scandir(root):
-        for name in os.listdir(folder.path) if folder.is_dir() else ():
+        for name in os.listdir(folder.path):
             file = os.open(f"{folder.path}/{name}", os.O_RDONLY)
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(file)
-
-
-@dataclass(frozen=True)
-class FilesPiece:
-    """Some folders of `generate` as one piece: samples are `name` and `data`."""
-
-    root: str
-    start: int
-    stop: int
-
-    @property
-    def name(self) -> str:
-        return f"files-{self.start:05d}"
-
-    def samples(self) -> Iterator[dict[str, Any]]:
-        for number in range(self.start, self.stop):
-            path = f"{self.root}/{number:05d}/"
-            for name in sorted(os.listdir(path)):
-                file = os.open(path + name, os.O_RDONLY)
-                data = os.read(file, 1 << 16)
-                os.close(file)
-                yield {"name": f"{number:05d}/{name}", "data": data}

@@ -10,7 +10,8 @@ import pytest
 
 from bench.data.dedup import true_pairs
 from gewu.core.errors import InputError
-from gewu.data.minhash import Dedup, _similar, shingles
+from gewu.core.minhash import shingles, similar
+from gewu.data.minhash import Dedup
 
 Random = np.random.Generator
 
@@ -80,22 +81,22 @@ def test_signatures_estimate_the_similarity() -> None:
 def test_the_check_is_exact_for_small_sets_and_a_sample_of_large_ones() -> None:
     random = np.random.default_rng(8)
 
-    def similar(a: np.ndarray, b: np.ndarray, threshold: float, most: int) -> bool:
+    def alike(a: np.ndarray, b: np.ndarray, threshold: float, most: int) -> bool:
         one, two = a[:most], b[:most]
         none = np.zeros(1, np.int64)
-        return bool(_similar(one, np.array([0, len(one)]), none, two, np.array([0, len(two)]), none, most, threshold)[0])
+        return bool(similar(one, np.array([0, len(one)]), none, two, np.array([0, len(two)]), none, most, threshold)[0])
 
     for _ in range(200):
         a, b = (np.unique(random.integers(0, 60, random.integers(1, 50)).astype(np.uint32)) for _ in range(2))
         true = len(np.intersect1d(a, b)) / len(np.union1d(a, b))
-        assert similar(a, b, true, 1000) and not similar(a, b, true + 1e-6, 1000)
+        assert alike(a, b, true, 1000) and not alike(a, b, true + 1e-6, 1000)
     edge = np.array([0, 2**32 - 1], np.uint32)
-    assert similar(edge, edge, 1.0, 2) and similar(edge, edge[1:], 0.5, 9) and not similar(edge, edge[:1], 0.51, 9)
+    assert alike(edge, edge, 1.0, 2) and alike(edge, edge[1:], 0.5, 9) and not alike(edge, edge[:1], 0.51, 9)
     pool = np.unique(random.integers(0, 2**32, 60_000, np.uint32))
     a, b = np.sort(random.permutation(pool)[:50_000]), np.sort(random.permutation(pool)[:50_000])
     true = len(np.intersect1d(a, b)) / len(np.union1d(a, b))
     sigma = np.sqrt(true * (1 - true) / 1024)
-    assert similar(a, b, true - 4 * sigma, 1024) and not similar(a, b, true + 4 * sigma, 1024)
+    assert alike(a, b, true - 4 * sigma, 1024) and not alike(a, b, true + 4 * sigma, 1024)
 
 
 def test_true_pairs_of_the_benchmark_against_the_definition() -> None:

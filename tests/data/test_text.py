@@ -23,9 +23,9 @@ from gewu.data.language import identify, stop_words
 from gewu.data.minhash import Dedup
 from gewu.data.piece import Reject
 from gewu.data.pii import MaskPII
-from gewu.data.plain import strip_html, strip_troff
 from gewu.data.text import Decode, Language, Normalise, Plain, Quality, _ngrams
 from gewu.data.tokens import BEGIN, END, PAD, Tokenise
+from gewu.formats.markup import strip_html, strip_troff
 
 C4 = Path(__file__).resolve().parents[3] / "shared/data/learn/c4_validation_sample.jsonl.xz"
 
@@ -103,6 +103,8 @@ def test_decoding() -> None:
     assert replace(stage, fallback="cp1252")({"raw": b"caf\xe9 \x81"}) == {"text": "café \ufffd"}
     assert stage({"raw": b"\xff\xfea"}) == Reject("invalid-utf8", "byte 2")  # half a UTF-16 character
     assert stage.schema(Schema.of({"raw": "bytes", "n": "int64"})).names == ("n", "text")
+    with pytest.raises(InputError, match="decode: raw: is no bytes"):
+        stage({"raw": "text"})
 
 
 def test_normal_form() -> None:
@@ -255,7 +257,7 @@ def test_every_language_has_stop_words_that_its_sentences_use() -> None:
 def test_hostile_markup_costs_one_pass() -> None:
     """200 kB of each; anything quadratic would need minutes each. The limit is for a machine that is busy."""
     program = """
-from gewu.data.plain import strip_html, strip_troff
+from gewu.formats.markup import strip_html, strip_troff
 for unit in ("<div>", "<a", "<!--", "<script>", "<a x=\\"", "<![CDATA[", "&lt", "</script  ", "<",
              "<p><b>", "<a 'b=", "&#x", "<pre> "):
     strip_html(unit * (200000 // len(unit)))

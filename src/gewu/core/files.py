@@ -15,12 +15,14 @@ import os
 import secrets
 import socket
 import stat
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from gewu.core.errors import GewuError, InputError, ResourceError, StoreError
 
+T = TypeVar("T")
 TEMPORARY_SUFFIX: Final = ".gewu-tmp"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_DIRECTORY_SYNC: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
@@ -291,7 +293,7 @@ def read_at(folder: int, name: str, limit_bytes: int) -> bytes:
     """Read a regular file of an open folder, following no link: the quick way to very many small files.
 
     Raises:
-        InputError: "not-a-file", "too-large", "unreadable" or "changed" (while it was read), and nothing else, for there are many.
+        InputError: "not-a-file", "too-large", "unreadable" or "changed" (while it was read), and no more, for there are many.
     """
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
@@ -311,6 +313,20 @@ def read_at(folder: int, name: str, limit_bytes: int) -> bytes:
         raise InputError("unreadable") from None
     finally:
         os.close(descriptor)
+
+
+def rolled(parts: Iterable[T], limit: int, length: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yield groups of parts of about `limit` bytes together, at least one part each: what files of bounded size shall hold."""
+    group: list[T] = []
+    size = 0
+    for part in parts:
+        size += length(part)
+        if group and size > limit:
+            yield group
+            group, size = [], length(part)
+        group.append(part)
+    if group:
+        yield group
 
 
 class LineLog:

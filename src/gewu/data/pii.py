@@ -20,18 +20,15 @@ from gewu.core.errors import InputError
 from gewu.data.fields import Schema
 from gewu.data.text import Sample, text_of
 
-_IBAN_LENGTHS: Final = {
-    country: int(length)
-    for country, length in re.findall(
-        r"([A-Z]{2})(\d\d)",
-        "AD24AE23AL28AT20AZ28BA20BE16BG22BH22BR29BY28CH21CR22CY28CZ24DE22DK18DO28EE20EG29ES24FI18FO18FR27GB22GE22GI23GL18GR27"
-        "GT28HR21HU28IE22IL23IQ23IS26IT27JO30KW30KZ20LB28LC32LI21LT20LU20LV21LY25MC27MD24ME22MK19MR27MT31MU30NL18NO15PK24PL28"
-        "PS29PT25QA29RO24RS22SA24SC31SE24SI19SK24SM27ST25SV28TL23TN24TR26UA29VA22VG24XK20",
-    )
-}
-_CARD: Final = re.compile(
-    r"4\d{12}(?:\d{3}){0,2}|(?:5[1-5]|2[2-7]|35)\d{14}|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}|6(?:011|5\d\d|2\d\d|4[4-9]\d)\d{12,15}"
+_IBAN_LENGTHS: Final = (
+    "AD24AE23AL28AT20AZ28BA20BE16BG22BH22BR29BY28CH21CR22CY28CZ24DE22DK18DO28EE20EG29ES24FI18FO18FR27GB22GE22GI23GL18GR27GT28HR21"
+    "HU28IE22IL23IQ23IS26IT27JO30KW30KZ20LB28LC32LI21LT20LU20LV21LY25MC27MD24ME22MK19MR27MT31MU30NL18NO15PK24PL28PS29PT25QA29RO24"
+    "RS22SA24SC31SE24SI19SK24SM27ST25SV28TL23TN24TR26UA29VA22VG24XK20"
 )
+_CARD: Final = re.compile(
+    r"4\d{12}(?:\d{3}){0,2}|(?:5[1-5]|2[2-7]|35)\d{14}|3[47]\d{13}|3[068]\d{12}|6(?:011|[25]\d\d|4[4-9]\d)\d{12,15}"
+)
+Check = Callable[[str], bool | int]
 
 
 def _digits(text: str) -> str:
@@ -47,7 +44,7 @@ def _is_card(found: str) -> bool:
 def _iban_end(found: str) -> int:
     """Return how many characters of the match are an account number with the right length and checksum, 0 for none."""
     places = [i for i, c in enumerate(found) if c != " "]
-    size = _IBAN_LENGTHS.get(found[:2], 0)
+    size = int(_IBAN_LENGTHS.partition(found[:2])[2][:2] or 0)
     if not 0 < size <= len(places) or (len(places) > size and found[places[size - 1] + 1] != " "):
         return 0
     compact = "".join(found[i] for i in places[:size])
@@ -56,44 +53,33 @@ def _iban_end(found: str) -> int:
 
 def _is_public(found: str) -> bool:
     try:
-        address = ipaddress.ip_address(found)
+        return (address := ipaddress.ip_address(found)).is_global and (address.version == 4 or int(address) >> 125 == 1)
     except ValueError:
         return False
-    return address.is_global and (address.version == 4 or int(address) >> 125 == 1)
 
 
 def _is_phone(found: str) -> bool:
     return 9 <= len(_digits(found)) <= 15
 
 
-_CHECKS: Final[dict[str, Callable[[str], bool | int]]] = {
-    "IBAN": _iban_end,
-    "CARD": _is_card,
-    "IP": _is_public,
-    "PHONE": _is_phone,
-}
+_CHECKS: Final[dict[str, Check]] = {"IBAN": _iban_end, "CARD": _is_card, "IP": _is_public, "PHONE": _is_phone}
 # Kind, a text without which it cannot occur, expression. It begins with few characters, which is searched fast, then looks back.
+_TABLE: Final = r"""KEY    [gx](?<![\w-].)(?:h[opsru]_\w{36,251}+|ithub_pat_\w{22,251}+|ox[abeoprs]-[A-Za-z0-9-]{10,250}+)
+KEY  PRIVATE KEY  -----BEGIN [A-Z ]{0,30}PRIVATE KEY[A-Z ]{0,6}-----(?:[^-]|-(?!----))*+(?:-----END [A-Z ]{0,40}-----)?
+KEY  eyJ  eyJ(?<![\w-]...)[\w-]{10,4096}+\.eyJ[\w-]{5,8192}+\.[\w-]{16,2048}+
+KEY  A  A(?<![\w-].)(?:(?:KIA|SIA)[A-Z2-7]{16}(?!\w)|Iza[\w-]{35}(?![\w-]))
+KEY  sk  sk[-_](?<![\w-]...)(?=[A-Za-z_-]{0,200}\d)\w[\w-]{19,200}+
+EMAIL  @  [\w.+%-](?<![\w.+%-].)[\w.+%-]{0,63}@(?:[A-Za-z0-9][A-Za-z0-9-]{0,62}\.){1,8}[A-Za-z]{2,24}(?![\w-])
+IBAN    [A-Z]{2}(?<![A-Za-z0-9]..)\d{2}(?: ?[A-Z0-9]){11,34}
+CARD    \d(?<![\w.+-].)(?:[ -]?\d){12,18}(?![\w-]|\.\d)
+IP  .  \d(?<![\w.+-].)(?<!ersion .)(?<!elease .)\d{0,2}(?:\.\d{1,3}){3}(?![\w-]|\.\d)
+IP  :  [0-9A-Fa-f](?<![\w:.].)[0-9A-Fa-f]{0,3}:(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\w:])
+PHONE  +  \+(?<![\w+].)(?:1(?:[ .()/-]{0,2}\d){10}|[2-9](?:[ .()/-]{0,2}\d){6,14})(?!\d)
+PHONE    [(1-9](?<![\w.+/-].)(?:(?:(?<=1)[-. ]\(?|(?<=\())[2-9]|(?<=[2-9]))\d\d(?:\) ?|[-. ])[2-9]\d\d[-. ]\d{4}(?![\w-]|\.\d)
+PHONE  0  [(0](?<![\w.,:+/-].)(?:(?<=0)|0)(?!\d[/-]\d\d[/-]\d{4})[1-9]\d{0,4}\)?(?:[ /-]{1,2}\d{2,8}){1,5}(?![\w-]|[.,:]\d)"""
 _KINDS: Final = tuple(
-    (kind, need.strip(), re.compile(expression), _CHECKS.get(kind, bool))
-    for kind, need, expression in re.findall(
-        r"""(?m)^(\w+) +(PRIVATE KEY|\S\S*|) *\t(.*)$""",
-        r"""
-KEY PRIVATE KEY	-----BEGIN [A-Z ]{0,30}PRIVATE KEY(?: BLOCK)?-----(?:[^-]|-(?!----))*+(?:-----END [A-Z ]{0,40}-----)?
-KEY eyJ	eyJ(?<![\w-]...)[\w-]{10,4096}+\.eyJ[\w-]{5,8192}+\.[\w-]{16,2048}+
-KEY A	A(?<![\w-].)(?:(?:KIA|SIA)[A-Z2-7]{16}(?!\w)|Iza[\w-]{35}(?![\w-]))
-KEY gh	gh(?<![\w-]..)[opsru]_\w{36,251}+|github_pat_\w{22,251}+
-KEY xox	xox[abeoprs]-(?<![\w-].....)[A-Za-z0-9-]{10,250}+
-KEY sk	sk[-_](?<![\w-]...)(?=[A-Za-z_-]{0,200}\d)\w[\w-]{19,200}+
-EMAIL @	[\w.+%-](?<![\w.+%-].)[\w.+%-]{0,63}@(?:[A-Za-z0-9][A-Za-z0-9-]{0,62}\.){1,8}[A-Za-z]{2,24}(?![\w-])
-IBAN 	[A-Z]{2}(?<![A-Za-z0-9]..)\d{2}(?: ?[A-Z0-9]){11,34}
-CARD 	\d(?<![\w.+-].)(?:[ -]?\d){12,18}(?![\w-]|\.\d)
-IP .	\d(?<![\w.+-].)(?<!ersion .)(?<!elease .)\d{0,2}(?:\.\d{1,3}){3}(?![\w-]|\.\d)
-IP :	[0-9A-Fa-f](?<![\w:.].)[0-9A-Fa-f]{0,3}:(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\w:])
-PHONE +	\+(?<![\w+].)(?:1(?:[ .()/-]{0,2}\d){10}|[2-9](?:[ .()/-]{0,2}\d){6,14})(?!\d)
-PHONE 	[(1-9](?<![\w.+/-].)(?:(?<=1)[-. ]\(?[2-9]\d|(?<=\()[2-9]\d|(?<=[2-9])\d)\d(?:\) ?|[-. ])[2-9]\d\d[-. ]\d{4}(?![\w-]|\.\d)
-PHONE 0	[(0](?<![\w.,:+/-].)(?:(?<=0)|0)(?!\d[/-]\d\d[/-]\d{4})[1-9]\d{0,4}\)?(?:[ /-]{1,2}\d{2,8}){1,5}(?![\w-]|[.,:]\d)
-""",
-    )
+    (kind, need, re.compile(expression), _CHECKS.get(kind, bool))
+    for kind, need, expression in (line.split("  ", 2) for line in _TABLE.split("\n"))
 )
 
 
@@ -113,26 +99,22 @@ class MaskPII:
 
     def __post_init__(self) -> None:
         if unknown := set(self.kinds) - {kind for kind, *_ in _KINDS}:
-            raise InputError(
-                "no such kind of personal data", key="kinds", value=min(unknown), allowed="EMAIL, IP, PHONE, IBAN, CARD, KEY"
-            )
+            raise InputError("no such kind", key="kinds", value=min(unknown), allowed="EMAIL, IP, PHONE, IBAN, CARD, KEY")
 
     def mask(self, text: str) -> tuple[str, dict[str, int]]:
         """Return the masked text and how many were masked by kind."""
-        counts: dict[str, int] = {}
+        counts = dict.fromkeys(self.kinds, 0)
         for kind, need, pattern, check in _KINDS:
             if kind not in self.kinds or need not in text:
                 continue
 
-            def replace(found: re.Match[str], kind: str = kind, check: Callable[[str], bool | int] = check) -> str:
+            def replace(found: re.Match[str], kind: str = kind, check: Check = check) -> str:
                 end = check(found[0])
-                if not end:
-                    return found[0]
-                counts[kind] = counts.get(kind, 0) + 1
-                return f"<{kind}>" + ("" if end is True else found[0][end:])
+                counts[kind] += bool(end)
+                return f"<{kind}>" + ("" if end is True else found[0][end:]) if end else found[0]
 
             text = pattern.sub(replace, text)
-        return text, counts
+        return text, {kind: count for kind, count in counts.items() if count}
 
     def __call__(self, sample: Sample) -> Sample:
         """Return the sample with its text masked."""

@@ -16,8 +16,8 @@ another number `version`.
 
 Duplicates can be dropped only when all samples were seen. A pipeline with `dedup` is three: the stages fill a store in the folder
 `distinct`, its shards are sketched, and when the sketches are joined, what is to keep is copied. (To run the stages once more
-instead would save the disk for one copy until the end; for text they take several times as long.) Joining is in memory
-and bounds the number of samples; all else streams sample by sample.
+instead would save the disk for one copy until the end; for text they take many times as long.) A worker holds one
+shard to sketch it, the join maps the sketches of all; all else streams sample by sample.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ EXAMPLES: Final = 3
 """Refusals of each reason that a receipt shows."""
 _ANEW: Final = "choose another folder, or restart=True to make the store anew"
 _LARGEST: Final = 1 << 28  # bytes of a receipt or of pipeline.json
-_SKETCHED: Final = 1000  # samples at a time
 
 
 @dataclasses.dataclass
@@ -164,14 +163,13 @@ class StorePiece:
 
 @dataclasses.dataclass(frozen=True)
 class _Sketches(StorePiece):
-    """The sketches of a shard, of some samples at a time."""
+    """A shard, whose one sample is the sketch of all its samples."""
 
     dedup: Any = None
 
     def samples(self) -> Iterator[Any]:
-        samples = super().samples()
-        while block := list(itertools.islice(samples, _SKETCHED)):
-            yield self.dedup.sketch(block)
+        shard = Shard(Path(self.folder) / self.shard)
+        yield self.dedup.sketch([shard[j] for j in range(len(shard))])
 
 
 def source_from(store: Store | Subset) -> Source:
@@ -194,8 +192,8 @@ class Pipeline:
         stages: what is done with each, one after the other.
         root: folder of the store, NAME.store; made when there is none.
         columns: fields that belong into the catalogue, after those that the source names.
-        dedup: what finds duplicates, a frozen dataclass: `sketch(samples)` returns arrays whose first axis counts the samples,
-            `join(sketches)` one array of bool for each sketch, which samples to keep.
+        dedup: what finds duplicates, a frozen dataclass: `sketch(samples)` returns some arrays for the samples of a shard,
+            `join(sketches)` for each sketch an array of bool, which samples to keep.
         shard_bytes: size at which a shard is full, before compression.
         compression: of `ShardWriter`.
         most_rejects: share of refusals (duplicates do not count) above which no version is made.
@@ -431,10 +429,7 @@ class Pipeline:
             summary = second._run(spread, progress)
             if not summary.version:
                 return summary
-            blocks: Any = [list(StorePiece(str(second.root / "shards"), row["name"]).samples()) for row in summary.shards]
-            joined = self.dedup.join(
-                [{key: np.concatenate([block[key] for block in each]) for key in each[0]} for each in blocks]
-            )
+            joined = self.dedup.join([Shard(second.root / "shards" / row["name"])[0] for row in summary.shards])
             _write_json(kept, [np.packbits(mask).tobytes().hex() for mask in joined])
         shutil.rmtree(self.root / "sketches", ignore_errors=True)
         masks = [bytes.fromhex(text) for text in _read_json(kept)]

@@ -23,7 +23,7 @@ from gewu.core.errors import InputError
 from gewu.data.fields import Schema
 from gewu.data.language import identify, stop_words
 from gewu.data.piece import Reject
-from gewu.data.plain import strip_html, strip_troff
+from gewu.formats.markup import strip_html, strip_troff
 
 Sample = dict[str, Any]
 
@@ -59,14 +59,16 @@ class Decode:
 
     def __call__(self, sample: Sample) -> Sample | Reject:
         """Return the changed sample, or why it is refused."""
-        data, rest = bytes(sample[self.field]), {key: value for key, value in sample.items() if key != self.field}
+        data, rest = sample.get(self.field), {key: value for key, value in sample.items() if key != self.field}
+        if not isinstance(data, bytes):
+            raise InputError("is no bytes", key=f"{self.name}: {self.field}", value=data, hint=f"fields: {', '.join(sample)}")
         utf16 = data[:2] in {b"\xff\xfe", b"\xfe\xff"}
         try:
             return {**rest, self.out: data.decode("utf-16" if utf16 else "utf-8-sig")}
         except UnicodeDecodeError as error:
             if not self.fallback and self.errors == "strict":
                 return Reject("invalid-utf8", f"byte {error.start}")
-        return {**rest, self.out: data.decode(self.fallback or "utf-8", self.errors if self.fallback == "" else "replace")}
+        return {**rest, self.out: data.decode(self.fallback or "utf-8", "replace")}
 
     def schema(self, schema: Schema) -> Schema:
         """Return the schema of what comes out."""
@@ -149,6 +151,9 @@ class Language:
     def schema(self, schema: Schema) -> Schema:
         """Return the schema of what comes out."""
         return schema.with_fields({self.column: "text"})
+
+
+_LETTER: Final = re.compile(r"[^\W\d_]")
 
 
 def _again(parts: Sequence[str]) -> tuple[float, float]:
@@ -245,7 +250,7 @@ class Quality:
             "symbols": (text.count("#") + text.count("...") + text.count("…")) / n,
             "bullets": sum(line[0] in "-*•‣▪●" for line in lines) / m,
             "ellipses": sum(line.endswith(("...", "…")) for line in lines) / m,
-            "wordless": sum(not (word.isalpha() or re.search(r"[^\W\d_]", word)) for word in words) / n,
+            "wordless": sum(not _LETTER.search(word) for word in words if not word.isalpha()) / n,
             "unpunctuated": sum(line.rstrip("\"'”’»)")[-1:] not in set(".!?:;。！？：；…") for line in lines) / m,
         }
         found["lines"], found["line_characters"] = _again(lines)

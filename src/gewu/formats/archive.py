@@ -1,23 +1,36 @@
-"""Read tar and zip archives member by member, from hands that mean no good.
+"""Read tar and zip archives member by member, from hands that mean no good, and samples as WebDataset keeps them in them.
 
 Nothing is extracted: a member is a name and its bytes. What is no regular file (links, devices, sparse or encrypted members), is
 larger than `Limits` say, or has a name that leads outside comes as a refusal in its place; a damaged or truncated archive raises.
-Memory holds one member and at most one extended header, whatever sizes are declared.
+Memory holds one sample and at most one extended header, whatever sizes are declared.
+
+Members of one basename are one sample, their extensions its fields: `a/1.jpg` and `a/1.cls` make {"key": "a/1", "jpg": ...,
+"cls": ...}; of `1.caption.txt` the field is `caption`. By the last part of the extension, txt and json are text, cls is an
+integer, npy is an array (never unpickled), all else bytes. Members of one sample stand together, as every writer of WebDataset
+has them.
 References: POSIX.1-2017 (pax, ustar); GNU tar's long names and base-256 numbers; PKWARE APPNOTE 6.3.
 """
 
 from __future__ import annotations
 
+import io
+import re
 import stat
+import tarfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
+
+import numpy as np
 
 from gewu.core.errors import InputError
+from gewu.formats.packed import LIMITS, Limits, Record, opened
 
 _BLOCK: Final = 512
+_KEY: Final = re.compile(r"([^/.\0\\][^/\0\\]*/)*[^/.\0\\]+")
+IMAGES: Final = frozenset(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"))
+SUFFIXES: Final = IMAGES | {"txt", "text", "json", "cls", "npy", "bin"}
 
 
 class Member(NamedTuple):
@@ -26,29 +39,6 @@ class Member(NamedTuple):
     name: str
     data: bytes = b""
     refused: str = ""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an archive may ask for.
-
-    Attributes:
-        member_bytes: of one member.
-        header_bytes: of one extended header of tar, and for each byte of 64 of the directory of a zip archive.
-        ratio: of expanded to packed bytes, once `free_bytes` are expanded.
-    """
-
-    member_bytes: int = 256 << 20
-    header_bytes: int = 1 << 20
-    ratio: int = 200
-    free_bytes: int = 64 << 20
-
-    def check(self, expanded: int, packed: int) -> None:
-        """Refuse an expansion that no honest data has."""
-        if expanded > self.free_bytes and expanded > self.ratio * packed:
-            raise InputError(
-                "expands too much, as a bomb does", value=f"{packed} to {expanded} bytes", allowed=f"{self.ratio} times"
-            )
 
 
 def member(name: bytes, data: bytes, refused: str = "") -> Member:
@@ -155,3 +145,111 @@ def zip_members(path: str | Path, limits: Limits) -> Iterator[Member]:
                     yield member(name, archive.read(info))
                 except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
                     yield member(name, b"", f"damaged-member: {error}")
+
+
+def npy_array(data: bytes) -> Any:
+    """Return the array of a .npy file whose header tells the truth; objects are refused, nothing is unpickled.
+
+    Raises:
+        ValueError: the header does not fit the bytes that follow it.
+    """
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
+    count, left = 1, len(data) - stream.tell()
+    for n in shape:
+        count *= n
+    if dtype.kind not in "biufc" or min(shape, default=0) < 0 or count * dtype.itemsize != left:
+        raise ValueError(f"its header says {dtype} of shape {shape}, which {left} bytes are not")
+    array = np.frombuffer(data, dtype, count, stream.tell()).reshape(shape, order="F" if fortran else "C")
+    return array.astype(dtype.newbyteorder("="), copy=False)[()]
+
+
+def npy_bytes(array: Any) -> bytes:
+    """Return an array as a .npy file."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.asarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _members(path: str, limits: Limits) -> Iterator[Member]:
+    if zipfile.is_zipfile(path):
+        yield from zip_members(path, limits)
+    else:
+        with opened(path, limits) as stream:
+            yield from tar_members(stream, limits)
+
+
+def _decoded(suffix: str, data: bytes) -> Any:
+    if suffix in ("txt", "text", "json"):
+        return data.decode()
+    return int(data) if suffix == "cls" else npy_array(data) if suffix == "npy" else data
+
+
+def records(path: str, limits: Limits = LIMITS) -> Iterator[Record]:
+    """Yield the samples of a tar or zip archive in its order, with the reason of each member that is refused.
+
+    Raises:
+        ValueError, InputError, ...: it is damaged, or expands too much; the samples before have come.
+    """
+    sample: dict[str, Any] = {}
+    try:
+        for name, data, refused in _members(path, limits):
+            folder, slash, base = name.removeprefix("./").rpartition("/")
+            stem, _, extension = base.partition(".")
+            head, _, suffix = extension.lower().rpartition(".")
+            try:
+                if refused or not stem:
+                    raise ValueError
+                value = _decoded(suffix, data)
+            except (ValueError, EOFError, SyntaxError) as error:
+                reason, colon, said = (refused or (f"damaged-member: {error}" if stem else "hidden-file")).partition(":")
+                yield f"{path}: {name!r}{colon}{said}", reason
+                continue
+            if sample and folder + slash + stem != sample["key"]:
+                yield f"{path}: {sample['key']!r}", sample
+                sample = {}
+            sample.setdefault("key", folder + slash + stem)
+            field = head if head and suffix in SUFFIXES else extension.lower() or "data"
+            field = extension.lower() if field in sample else field
+            if field in sample:
+                yield f"{path}: {name!r}", "duplicate-name"
+            sample.setdefault(field, value)
+    except Exception:  # the last sample may be whole; what it lacks is seen later
+        if sample:
+            yield f"{path}: {sample['key']!r}", sample
+        raise
+    if sample:
+        yield f"{path}: {sample['key']!r}", sample
+
+
+def sample_bytes(key: str, values: dict[str, tuple[str, Any]]) -> bytes:
+    """Return a sample as members of a tar archive that `records` reads back; at the end of an archive stand 1024 zeros.
+
+    Args:
+        key: their name without extension.
+        values: by field the kind of a value ("array", "text", "image" or "bytes") and the value.
+
+    Raises:
+        InputError: the key cannot name files, or there is no value.
+    """
+    if not _KEY.fullmatch(key) or not values:
+        raise InputError("cannot name the files of a sample", key="key", value=key, hint="leave `key` out, or change it")
+    parts = []
+    for field, (kind, value) in values.items():
+        data = npy_bytes(value) if kind == "array" else value.encode() if kind == "text" else bytes(value)
+        info = tarfile.TarInfo(f"{key}.{_extension(field, data, kind)}")
+        info.size = len(data)
+        parts += [info.tobuf(tarfile.PAX_FORMAT), data, bytes(-len(data) % _BLOCK)]
+    return b"".join(parts)
+
+
+def _extension(field: str, data: bytes, kind: str) -> str:
+    """Return the extension under which `records` gives a field back: of kind "array", "text", "image" or "bytes"."""
+    last = field.rpartition(".")[2].lower()
+    if kind == "image":
+        return field if field in IMAGES else field + (".png" if data[:4] == b"\x89PNG" else ".jpg")
+    if kind == "text":
+        return field if field in ("txt", "json") else f"{field}.txt"
+    return f"{field}.npy" if kind == "array" else f"{field}.bin" if last in SUFFIXES or "." in field else field

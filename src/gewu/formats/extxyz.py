@@ -18,9 +18,11 @@ import numpy as np
 from gewu.core.errors import InputError
 from gewu.formats.elements import ATOMIC_NUMBER
 from gewu.formats.numbers import integer, read_whole_text, real, reals
+from gewu.formats.packed import Record, opened
 from gewu.formats.structure import MAX_ATOMS, Structure
 
 LIMIT_BYTES = 500_000_000
+_ROW_BYTES: Final = 1 << 20
 _TRUTH: Final = {"T": True, "F": False, "True": True, "False": False, "TRUE": True, "FALSE": False}
 _PAIR = re.compile(r"""\s*([A-Za-z_][\w.\-]*)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|\{([^}]*)\}|([^\s"'{}]+)))?(?=\s|$)""")
 _PROPERTIES = re.compile(r"(\w+):([SRIL]):(\d{1,3})(?::|$)", re.ASCII)
@@ -164,8 +166,8 @@ def frames(rows: Iterable[str], file: str) -> Iterator[tuple[int, dict[str, Any]
         file: its name, for errors.
 
     Returns:
-        `numbers` int32[n], `positions` float64[n,3] in angstrom, `pbc` bool[3], `cell` float64[3,3] when there is a `Lattice`, and
-        every other column and pair under its own name; nine numbers become [3,3] (stress, virial).
+        `numbers` int32[n], `positions` float64[n,3] in angstrom, `pbc` bool[3], `cell` float64[3,3] when there is a `Lattice`,
+        and every other column and pair under its own name; nine numbers become [3,3] (stress, virial).
 
     Raises:
         InputError: with file and line.
@@ -194,6 +196,14 @@ def frames(rows: Iterable[str], file: str) -> Iterator[tuple[int, dict[str, Any]
         numbers = np.array([ATOMIC_NUMBER[symbol] for symbol in table.pop("species")], np.int32)
         known = {"numbers": numbers, "positions": table.pop("pos"), "pbc": pbc}
         yield line, known | ({"cell": cell.reshape(3, 3)} if len(cell) else {}) | table | values
+
+
+def records(path: str) -> Iterator[Record]:
+    """Yield every frame of a file, as `frames` does."""
+    with opened(path) as stream:
+        rows = (row.decode() for row in iter(lambda: stream.readline(_ROW_BYTES), b""))
+        for line, values in frames(rows, path):
+            yield f"{path}:{line}", values
 
 
 def frame_bytes(values: Mapping[str, Any], columns: Collection[str]) -> bytes:

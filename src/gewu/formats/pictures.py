@@ -56,13 +56,13 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, where: str = "ima
         raise InputError("is not a JPEG or PNG image", key=where, value=data[:8], allowed="JPEG, PNG")
     try:
         pixels = io.BytesIO(b"".join(_png_pixels(data) if png else _jpeg_pixels(data)))
-        with PngImagePlugin.PngImageFile(pixels) if png else JpegImagePlugin.JpegImageFile(pixels) as image:
-            if image.width * image.height > (limit := min(max_pixels, _MOST_PER_BYTE * len(data))):
-                size = f"{image.width} x {image.height}"
-                raise InputError("has too many pixels", value=size, allowed=f"at most {limit}, for a file of its length")
-            if not image.mode.startswith("I"):
-                return np.array(image.convert("RGB"))
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)  # 16-bit grey
+        image = PngImagePlugin.PngImageFile(pixels) if png else JpegImagePlugin.JpegImageFile(pixels)
+        if image.width * image.height > (limit := min(max_pixels, _MOST_PER_BYTE * len(data))):
+            size = f"{image.width} x {image.height}"
+            raise InputError("has too many pixels", value=size, allowed=f"at most {limit}, for a file of its length")
+        if not image.mode.startswith("I"):
+            return np.array(image.convert("RGB"))
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)  # 16-bit grey
     except InputError as error:
         error.key = where
         raise

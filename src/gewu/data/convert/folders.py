@@ -1,32 +1,26 @@
-"""Folders of files, millions of them: pictures sorted into folders, texts, or anything.
+"""Folders of files, millions of them: pictures sorted into folders, texts, or anything (see `gewu.formats.folder`).
 
-One file is one sample: {"path": text, "data": bytes | text}, or {"path", "label", "image"} where `label` is the name of the folder
-that holds the picture. What a folder holds is decided by its first 64 files, or said by `content`. Folders are walked in sorted
-order; a piece is some 16,384 files of consecutive folders, and a folder of very many files is cut by ranges of names, so memory
-holds the names of one piece only. A file is opened relative to its open folder and read in one call; links are never followed,
-and pipes, devices, files that change meanwhile or are too large are each a `Reject`.
+One file is one sample: {"path": text, "data": bytes | text}, or {"path", "label", "image"} where `label` is the name of the
+folder that holds the picture. What a folder holds is decided by its first 64 files, or said by `content`.
 """
 
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice, pairwise
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from gewu.core.errors import InputError
-from gewu.core.files import open_folder, read_at, write_atomic
-from gewu.data.convert.fit import Raw, RawPiece, refused
+from gewu.core.files import write_atomic
+from gewu.data.convert.fit import refused
 from gewu.data.fields import Schema
 from gewu.data.piece import Reject, Source
+from gewu.formats.folder import FILE_BYTES, Group, content_of, groups, records
+from gewu.formats.recognise import PICTURES
 
-GROUP_FILES, RANGE_FILES = 16_384, 262_144
-FILE_BYTES: Final = 256 << 20
-LOOK_AT: Final = 64
-_SIGNS: Final = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"P5", b"P6")
+GROUP_FILES: Final = 16_384
 _FIELDS: Final = {
     "bytes": {"path": "text", "data": "bytes"},
     "text": {"path": "text", "data": "text"},
@@ -35,82 +29,35 @@ _FIELDS: Final = {
 
 
 @dataclass(frozen=True)
-class FolderPiece(RawPiece):
-    """The files of some folders, given relative to `path`, or those of one folder with low <= name < high."""
+class FolderPiece:
+    """The files of a group of folders below `path`."""
 
-    folders: tuple[str, ...] = ()
+    name: str
+    path: str
+    group: Group
     content: str = "bytes"
-    low: str = ""
-    high: str = ""
     file_bytes: int = FILE_BYTES
 
     def samples(self) -> Iterator[dict[str, Any] | Reject]:
-        """Yield one sample for each file, in sorted order; they fit the schema by their making."""
-        for found in self.read():
-            yield found if isinstance(found, Reject) else found[1]
-
-    def raw(self) -> Raw:
-        """Yield (path, sample)."""
-        text, image = self.content == "text", self.content == "image"
-        for folder in self.folders:
-            descriptor, prefix = open_folder(os.path.join(self.path, folder)), folder and folder + "/"
-            label = os.path.basename(folder or os.path.abspath(self.path))
-            try:
-                for name, is_file in self._names(descriptor):
-                    path = prefix + name
-                    try:
-                        if not is_file:
-                            raise InputError("not-a-file")
-                        path.encode()
-                        data = read_at(descriptor, name, self.file_bytes)
-                        if image and not data.startswith(_SIGNS):
-                            raise InputError("not-an-image")
-                        sample = {"path": path, "data": data.decode() if text else data}
-                    except (InputError, UnicodeError) as error:
-                        bad = isinstance(error, UnicodeError)
-                        yield Reject("invalid-utf8" if bad else str(error), os.path.join(self.path, ascii(path)[1:-1]))
-                        continue
-                    yield path, {"path": path, "label": label, "image": data} if image else sample
-            finally:
-                os.close(descriptor)
-
-    def _names(self, folder: int) -> list[tuple[str, bool]]:
-        with os.scandir(folder) as entries:
-            names = ((entry.name, entry.is_file(follow_symlinks=False)) for entry in entries if not _is_folder(entry))
-            if self.high or self.low:
-                names = (name for name in names if self.low <= name[0] and not (self.high and name[0] >= self.high))
-            return sorted(names)
+        """Yield one sample for each file, in sorted order."""
+        root = os.path.basename(os.path.abspath(self.path))
+        for where, record in records(self.path, self.group, self.file_bytes):
+            if isinstance(record, str):
+                yield Reject(record, os.path.join(self.path, where))
+            elif self.content == "bytes":
+                yield record
+            elif self.content == "image":
+                label, data = os.path.basename(os.path.dirname(where)) or root, record["data"]
+                picture = {"path": where, "label": label, "image": data}
+                yield picture if data.startswith(PICTURES) else Reject("not-an-image", os.path.join(self.path, where))
+            else:
+                try:
+                    yield {"path": where, "data": record["data"].decode()}
+                except UnicodeDecodeError as error:
+                    yield Reject("invalid-utf8", f"{os.path.join(self.path, where)}: {error}")
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir(follow_symlinks=False)
-
-
-def _folders(root: str, folder: str = "") -> Iterator[tuple[str, int]]:
-    """Yield each folder and its number of files, in sorted order."""
-    stack = [""]
-    while stack:
-        folder = stack.pop()
-        inside, files = [], 0
-        with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
-                if _is_folder(entry):
-                    inside.append(os.path.join(folder, entry.name))
-                else:
-                    files += 1
-        yield folder, files
-        stack += sorted(inside, reverse=True)
-
-
-def _cuts(folder: str, parts: int, files: int) -> list[str]:
-    """Return the names that cut a folder into parts of about the same number of files, from some 4096 of them."""
-    step = max(1, files // 4096)
-    with os.scandir(folder) as entries:
-        some = sorted(e.name for e in entries if zlib.crc32(os.fsencode(e.name)) % step == 0)
-    return ["", *(some[k * len(some) // parts] for k in range(1, parts)), ""]
-
-
-def folder_source(path: str, content: str = "auto", group_files: int = GROUP_FILES) -> Source:
+def folder_source(path: str | Path, content: str = "auto", group_files: int = GROUP_FILES) -> Source:
     """Return all files below a folder as a source.
 
     Args:
@@ -122,40 +69,14 @@ def folder_source(path: str, content: str = "auto", group_files: int = GROUP_FIL
         InputError: there is no file, or an unknown content.
     """
     root = os.fspath(path)
-    groups: list[tuple[tuple[str, ...], str, str]] = []
-    group: list[str] = []
-    count = 0
-    for folder, files in _folders(root):
-        if group and count + files > group_files:
-            groups.append((tuple(group), "", ""))
-            group, count = [], 0
-        if files > RANGE_FILES:
-            cuts = _cuts(os.path.join(root, folder), -(-files // RANGE_FILES), files)
-            groups += [((folder,), low, high) for low, high in pairwise(cuts)]
-        elif files:
-            group.append(folder)
-            count += files
-    groups += [(tuple(group), "", "")] if group else []
-    if not groups:
+    parts = list(groups(root, group_files))
+    if not parts:
         raise InputError("holds no file", file=path)
-    if content == "auto":
-        content = _content(FolderPiece("look", root, groups[0][0]))
+    content = content_of(root, parts[0]) if content == "auto" else content
     if content not in _FIELDS:
         raise InputError("unknown content", key="content", value=content, allowed=f"auto, {', '.join(_FIELDS)}")
-    schema = Schema.of(_FIELDS[content])
-    pieces = [FolderPiece(f"files-{k:06d}", root, folders, content, low, high, schema=schema)
-              for k, (folders, low, high) in enumerate(groups)]  # fmt: skip
-    return Source(schema, pieces, "folder", ("label",) if content == "image" else ())
-
-
-def _content(piece: FolderPiece) -> str:
-    first = [found[1]["data"] for found in islice(piece.raw(), LOOK_AT) if not isinstance(found, Reject)]
-    if first and sum(data.startswith(_SIGNS) for data in first) * 10 >= len(first) * 9:
-        return "image"
-    try:
-        return "bytes" if any(b"\0" in data or data.decode() is None for data in first) else "text"
-    except UnicodeDecodeError:
-        return "bytes"
+    pieces = [FolderPiece(f"files-{k:06d}", root, group, content) for k, group in enumerate(parts)]
+    return Source(Schema.of(_FIELDS[content]), pieces, "folder", ("label",) if content == "image" else ())
 
 
 def export_folder(samples: Iterable[dict[str, Any]], schema: Schema, folder: str) -> int:
@@ -164,20 +85,16 @@ def export_folder(samples: Iterable[dict[str, Any]], schema: Schema, folder: str
     Raises:
         InputError: fields other than those of a folder source, or a path that leads outside.
     """
-    if {name: str(schema[name].type) for name in schema.names} not in _FIELDS.values():
-        odd = next((n for n in schema.names if n not in ("path", "data", "label", "image")), schema.names[0])
-        raise refused("folder", odd, schema[odd].type, "path and data, or path, label and image")
-    total = 0
-    for total, sample in enumerate(samples, start=1):
+    if {field.name: str(field.type) for field in schema} not in _FIELDS.values():
+        odd = next((field for field in schema if field.name not in ("path", "data", "label", "image")), schema.fields[0])
+        raise refused("folder", odd.name, odd.type, "path and data, or path, label and image")
+    count = 0
+    for sample in samples:
         path, data = PurePosixPath(sample["path"]), sample["image" if "image" in sample else "data"]
-        if (
-            path.is_absolute()
-            or ".." in path.parts
-            or not path.parts
-            or sample.get("label", path.parent.name) != path.parent.name
-        ):
+        if path.is_absolute() or ".." in path.parts or not path.name or sample.get("label", path.parent.name) != path.parent.name:
             raise InputError("is no path inside a folder, or not in that of its label", key="path", value=sample["path"])
         target = os.path.join(folder, path)
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        write_atomic(target, data.encode() if isinstance(data, str) else bytes(data))
-    return total
+        write_atomic(target, data.encode() if isinstance(data, str) else data)
+        count += 1
+    return count
