@@ -266,6 +266,13 @@ def test_a_stage_without_its_field_and_too_many_refusals_are_told(folder: Path) 
         assert (outcome.exit_code, said in outcome.reason) == (2, True), outcome.reason
 
 
+def test_a_store_inside_its_source_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "a.txt").write_text("a text")
+    assert main(["run", "."]) == 2
+    assert "lies inside its source" in capsys.readouterr().err
+    assert not list(folder.glob("*.store"))
+
+
 def test_ranks_are_refused(folder: Path) -> None:
     class Two:
         size = 2

@@ -15,7 +15,7 @@ from gewu.core.errors import InputError
 from gewu.core.figure import Figure
 from gewu.formats.pictures import thumbnail
 
-EXCERPT, THUMBNAIL, MOST_BARS = 400, 96, 24
+EXCERPT, THUMBNAIL, MOST_BARS = 400, 128, 24
 
 
 def record(ctx: Context, facts: Any, rejects: dict[str, int]) -> None:
