@@ -9,6 +9,8 @@ PSEUDO ?= ../shared/data/dft/sg15_pbe
 # `make bench TOPIC=md`: where bench.md.peers puts LAMMPS, OpenMM and a GROMACS built here; folder with LAMMPS' Cu_u3.eam.
 PEERS      ?= bench/md/work/peers
 POTENTIALS ?= ../shared/data/md/eam
+# Real text for examples/ingest-docs.toml.
+DOCUMENTS  ?= .cache/documents
 
 # One thread a process unless the caller says otherwise: gewu sets its own threads from the job, and two pools never meet.
 export OMP_NUM_THREADS ?= 1
@@ -20,14 +22,15 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export OMPI_MCA_rmaps_base_oversubscribe := 1
 
-.PHONY: help demo test test-slow check format bench targets drift scaling clean
+.PHONY: help demo documents test test-slow check format bench targets drift scaling clean
 help:
 	@echo "make demo          bands of silicon from first principles, and a page that shows them"
 	@echo "make test          all tests but the slow ones;  make test-slow: those too"
 	@echo "make check         format, lint, types, generated docs"
-	@echo "make bench TOPIC=dft   measure against the peer, write bench/dft/latest.json and docs/performance.md; TOPIC=md or ops likewise"
+	@echo "make bench TOPIC=dft   measure against the peer, write bench/dft/latest.json and docs/performance.md; TOPIC=md, ops or data likewise"
 	@echo "make drift | scaling   molecular dynamics: energy drift over 100,000 steps; speed by atoms and ranks (half an hour each)"
 	@echo "make targets       objects of every benchmarked kernel for five processors, run under qemu, and for GPUs (10 minutes)"
+	@echo "make documents     Debian's manual pages and books and Python's documentation (60 MB), for examples/ingest-docs.toml"
 	@echo "make format | clean"
 
 $(STAMP): pyproject.toml
@@ -65,6 +68,7 @@ check: $(STAMP)
 	$(BIN)/python -m pytest -q tests/unit/test_layers.py tests/unit/test_budget.py
 	$(BIN)/python tools/make_performance.py --check
 	$(BIN)/python tools/make_operators.py --check
+	$(BIN)/python tools/make_data_scale.py --check
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -74,16 +78,20 @@ bench: $(STAMP)
 	$(if $(filter dft,$(TOPIC)),$(call debian,pw.x,quantum-espresso libopenblas0-pthread,the comparison with pw.x))
 	$(if $(filter md,$(TOPIC)),$(call debian,gmx,gromacs,the comparison with GROMACS))
 	$(if $(filter md,$(TOPIC)),$(BIN)/python -m bench.md.peers $(PEERS) || echo "a peer could not be made")
-	$(if $(filter ops,$(TOPIC)),$(BIN)/python -m bench.ops.peers bench/ops/work/peers || echo "a peer could not be made")
-	$(BIN)/python -m bench.run $(TOPIC) --pseudo $(PSEUDO) --peers $(if $(filter ops,$(TOPIC)),bench/ops/work/peers,$(PEERS)) --potentials $(POTENTIALS)
+	$(if $(filter ops data,$(TOPIC)),$(BIN)/python -m bench.$(TOPIC).peers bench/$(TOPIC)/work/peers || echo "a peer could not be made")
+	$(BIN)/python -m bench.run $(TOPIC) --pseudo $(PSEUDO) --peers $(if $(filter ops data,$(TOPIC)),bench/$(TOPIC)/work/peers,$(PEERS)) --potentials $(POTENTIALS)
 	$(BIN)/python tools/make_performance.py
 	$(BIN)/python tools/make_operators.py
+	$(BIN)/python tools/make_data_scale.py
 
 targets: $(STAMP)
 	$(call debian,qemu-aarch64,qemu-user,objects for other processors)
 	$(BIN)/python -m bench.ops.peers --cross bench/ops/work/cross || echo "the cross compiler could not be installed"
 	$(BIN)/python -m bench.ops.targets
 	$(BIN)/python tools/make_operators.py
+
+documents:
+	$(PYTHON) tools/fetch_documents.py $(DOCUMENTS)
 
 drift scaling: $(STAMP)
 	$(call debian,mpirun,openmpi-bin,speed by ranks)

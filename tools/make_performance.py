@@ -22,15 +22,15 @@ def table(topic: str, records: list[dict[str, Any]]) -> str:
     if not records:
         command = {"md/drift": "make drift", "md/scaling": "make scaling"}.get(topic, f"make bench TOPIC={topic}")
         return f"No figures are recorded yet: `{command}` writes them."
-    accuracy = list(dict.fromkeys(name for record in records for name in record["accuracy"]))
+    accuracy = list(dict.fromkeys(name for r in records for name, value in r["accuracy"].items() if _number(value)))
     ratio = "time peer / gewu" if all(record["unit"] == "s" for record in records) else "gewu against peer"
     titles = ["case", "peer", ratio, "gewu", "peer", "spread", *(name.replace("_", " ") for name in accuracy)]
     rows = [titles, ["---"] * len(titles)]
     for r in records:
         times = [
             f"{r['ratio']:.2f}",
-            f"{r['ours']:.3g} {r['unit']}",
-            f"{r['theirs']:.3g} {r['unit']}",
+            f"{_number(r['ours'])} {r['unit']}",
+            f"{_number(r['theirs'])} {r['unit']}",
             f"{100 * r['spread']:.0f} %",
         ]
         rows.append([r["case"], r["peer"], *times, *(_number(r["accuracy"].get(name)) for name in accuracy)])
@@ -47,8 +47,14 @@ def table(topic: str, records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+def _number(value: float | dict[str, float] | None) -> str:
+    """Return three digits; of two sides their ratio, or both where there is none; nothing of other groups of figures."""
+    if isinstance(value, dict):
+        sides = [_number(value[side]) for side in ("gewu", "peer") if side in value]
+        return _number(value.get("ratio")) or (" / ".join(sides) if len(sides) == len(value) else "")
+    if value is None:
+        return ""
+    return f"{float(f'{value:.3g}'):,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def filled(page: str, root: Path = ROOT) -> str:

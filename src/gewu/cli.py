@@ -74,8 +74,8 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     plain = argparse.RawDescriptionHelpFormatter
-    run = verb("run", _run, "run a job, or a scientific file such as silicon.cif", epilog=EXIT_CODES, formatter_class=plain)
-    run.add_argument("job", metavar="FILE", help="job file (TOML), or a file that an engine recognises")
+    run = verb("run", _run, "run a job, or a file or folder such as silicon.cif", epilog=EXIT_CODES, formatter_class=plain)
+    run.add_argument("job", metavar="FILE", help="job file (TOML), or a file or folder that an engine recognises")
     attempt = verb("try", _try, "run an example that comes with gewu", epilog=EXIT_CODES, formatter_class=plain)
     attempt.add_argument("name", nargs="?", metavar="NAME", help="which one; without it, list them")
     for each in (run, attempt):

@@ -198,7 +198,34 @@ def test_a_job_of_another_file_is_not_overwritten(recognising: Path, capsys: Cap
     assert Path("a.toml").read_text() == "[spins]\nspins = 'b.spins'\n"
 
 
-@pytest.mark.parametrize(("name", "said"), [("absent.spins", "no such file"), ("unknown.xyz", "no engine recognises")])
+def test_a_folder_is_offered_to_engines_that_take_folders(recognising: Path, capsys: Captured) -> None:
+    from dataclasses import dataclass
+
+    assert main(["run", "data"]) == 2
+    assert "data: no engine recognises this folder" in capsys.readouterr().err
+
+    @dataclass(frozen=True)
+    class Config:
+        source: str = schema.field(file=True, folder=True, meaning="files")
+        format: str = schema.field(meaning="what they are")
+
+    module: Any = ModuleType("bulk_engine")
+    module.SUMMARY, module.Config = "bulk", Config
+    module.run = lambda config, ctx: ctx.number("files", len(list(Path(config.source).iterdir())), "")
+    module.recognise = lambda path: {"source": str(path), "format": "spins"} if path.is_dir() else None
+    sys.modules["bulk_engine"] = module
+    engines.ENGINES["bulk"] = "bulk_engine"
+    try:
+        assert main(["run", "data/."]) == 0
+    finally:
+        del sys.modules["bulk_engine"]
+    out, err = capsys.readouterr()
+    assert out == "files  1\n"
+    assert "wrote the job data.toml for data as [bulk] format = 'spins'" in err
+    assert Path("data.result/report.html").is_file()
+
+
+@pytest.mark.parametrize(("name", "said"), [("absent.spins", "no such file or folder"), ("unknown.xyz", "no engine recognises")])
 def test_a_file_that_no_engine_knows_is_refused(recognising: Path, capsys: Captured, name: str, said: str) -> None:
     Path("unknown.xyz").write_text("x")
     assert main(["run", name]) == 2

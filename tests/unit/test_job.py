@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +14,7 @@ import pytest
 from gewu.core import schema
 from gewu.core.errors import InputError
 from gewu.jobs import engines
+from gewu.jobs import job as jobs_job
 from gewu.jobs.job import Job
 from tests.jobtools import block, install
 
@@ -136,3 +139,68 @@ def test_engines_of_others_come_through_entry_points(monkeypatch: pytest.MonkeyP
     assert Job.from_table({"outside": {"structure": "in/si.cif"}}).engine.summary == "fake"
     with pytest.raises(InputError, match="did you mean 'outside'"):
         Job.from_table({"outsid": {}})
+
+
+@dataclass(frozen=True)
+class Bulk:
+    """A configuration that takes files and folders."""
+
+    source: tuple[str, ...] = schema.field(file=True, folder=True, absent="fetch them first", meaning="files or folders")
+
+
+@pytest.fixture
+def bulk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    module = ModuleType("bulk_engine")
+    module.SUMMARY, module.Config, module.run = "bulk", Bulk, lambda config, ctx: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(__import__("sys").modules, "bulk_engine", module)
+    monkeypatch.setitem(engines.ENGINES, "bulk", "bulk_engine")
+    return folder
+
+
+def test_folders_are_inputs_where_a_key_takes_them(bulk: Path) -> None:
+    (bulk / "in" / "deep").mkdir()
+    job = Job.from_table({"bulk": {"source": ["in", "in/si.cif"]}})
+    assert job.config.source == (str(bulk / "in"), str(bulk / "in" / "si.cif"))
+    assert job.inputs[str(bulk / "in" / "si.cif")] == hashlib.sha256(b"silicon").hexdigest()
+    assert len(job.inputs[str(bulk / "in")]) == 64
+    (bulk / "far").mkdir()
+    assert 'source = ["../in", "../in/si.cif"]' in job.to_toml(bulk / "far")
+    with pytest.raises(InputError, match=r"bulk.source: no such file or folder .*nowhere.*; fetch them first"):
+        Job.from_table({"bulk": {"source": ["nowhere"]}})
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ("true", True),
+        ("cat Si.upf", True),
+        ("touch -d @1 Si.upf", False),
+        ("mv Si.upf Si.UPF", False),
+        ("mkdir x && mv Si.upf x", False),
+        ("touch new", False),
+        ("rm si.cif", False),
+        ("ln -s . loop", True),
+    ],
+)
+def test_a_folder_counts_by_the_list_of_its_files(bulk: Path, change: str, same: bool) -> None:
+    before = Job.from_table({"bulk": {"source": ["in"]}}).identity
+    subprocess.run(["sh", "-c", change], cwd=bulk / "in", check=True)
+    assert (Job.from_table({"bulk": {"source": ["in"]}}).identity == before) is same
+
+
+def test_a_large_file_of_a_bulk_source_counts_by_size_and_time(bulk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_job, "LISTED_BYTES", 3)
+    before = Job.from_table({"bulk": {"source": ["in/si.cif"]}}).identity
+    os.utime(bulk / "in" / "si.cif", ns=(1, 1))
+    assert Job.from_table({"bulk": {"source": ["in/si.cif"]}}).identity != before
+    one = Job.from_table({"fake": {"structure": "in/si.cif"}}).inputs
+    assert one == {str(bulk / "in" / "si.cif"): hashlib.sha256(b"silicon").hexdigest()}
+
+
+def test_a_folder_that_cannot_be_read_is_refused(bulk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> object:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match="cannot be read: Permission denied"):
+        Job.from_table({"bulk": {"source": ["in"]}})

@@ -57,7 +57,9 @@ class FieldInfo:
     length: int | None
     meaning: str
     file: bool
+    folder: bool
     builtin_prefixes: tuple[str, ...]
+    absent: str
     expert: bool
 
     @property
@@ -96,7 +98,9 @@ def field(
     length: int | None = None,
     meaning: str,
     file: bool = False,
+    folder: bool = False,
     builtin_prefixes: tuple[str, ...] = (),
+    absent: str = "",
     expert: bool = False,
 ) -> Any:
     """Describe one key of a configuration; use it as the value of a dataclass field (given by keyword when constructed).
@@ -108,8 +112,10 @@ def field(
         choices: the values allowed (of each entry, for a list).
         length: how many entries a `tuple[T, ...]` must have.
         meaning: one sentence for people.
-        file: the text (or each value of the table) is the path of an input file.
+        file: the text (or each value of the table or list) is the path of an input file.
+        folder: the path may be that of a folder instead.
         builtin_prefixes: texts starting with one of these name something that ships with gewu instead of a file.
+        absent: what to do when there is no such file.
         expert: most users never change it; listings show it last.
     """
     names = (
@@ -121,10 +127,12 @@ def field(
         "length",
         "meaning",
         "file",
+        "folder",
         "builtin_prefixes",
+        "absent",
         "expert",
     )
-    values = (unit, minimum, maximum, exclusive_minimum, choices, length, meaning, file, builtin_prefixes, expert)
+    values = (unit, minimum, maximum, exclusive_minimum, choices, length, meaning, file, folder, builtin_prefixes, absent, expert)
     metadata = {_KEY: dict(zip(names, values, strict=True))}
     if default is REQUIRED:
         return dataclasses.field(kw_only=True, metadata=metadata)
@@ -341,7 +349,7 @@ def json_schema(cls: type[Any]) -> dict[str, Any]:
             required.append(info.name)
         else:
             entry["default"] = list(info.default) if isinstance(info.default, tuple) else info.default
-        extras = {"x-unit": info.unit, "x-file": info.file, "x-expert": info.expert}
+        extras = {"x-unit": info.unit, "x-file": info.file, "x-folder": info.folder, "x-expert": info.expert}
         properties[info.name] = entry | {name: value for name, value in extras.items() if value}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import addressof, c_char
 from functools import cache
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -153,6 +154,11 @@ class Codec:
 
         return decode
 
+    def fits(self, buffer: Any, start: int, size: int) -> bool:
+        """Tell whether all fields of a sample lie inside of it."""
+        marks = [self.head, *self._front.unpack_from(buffer, start)[1 : 1 + self.ends], size]
+        return all(a <= b for a, b in pairwise(marks))
+
     def decoder(self, fields: Sequence[str] | None) -> Callable[[Any, int], dict[str, Any]]:
         """Return `decode` for some of the fields, in the schema's order; None for all."""
         if fields is None:
@@ -273,6 +279,8 @@ def _read(buffer: Any, start: int, at: int, end: int, kind: Type) -> Any:
                 shape.append(axis)
         at = start + aligned(at - start, min(8, kind.numpy.itemsize))
         array: Any = np.ndarray(shape, kind.numpy, buffer, at) if 0 not in shape else np.empty(shape, kind.numpy)
+        if array.nbytes > max(end - at, 0):
+            raise ValueError("an array is larger than its field")
         array.flags.writeable = False
         return array
     item = kind.item

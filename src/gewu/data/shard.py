@@ -257,6 +257,8 @@ class Shard:
             start, end = start - int(self._raws[k]), end - int(self._raws[k])
         if crc32c_at(address + start + 4, end - start - 4) != int.from_bytes(buffer[start : start + 4], "little"):
             raise self._error("is damaged: its checksum is wrong", number)
+        if not self.codec.fits(buffer, start, end - start):
+            raise self._error("cannot be read though its checksum is right: a field lies outside of the sample", number)
         return buffer, start
 
     def _unpacked(self, block: int, number: int) -> tuple[bytes, int]:

@@ -10,77 +10,68 @@ What happens to a damaged sample is the caller's choice: `on_damage` is "stop" (
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from gewu.core.crc32c import crc32c_at, load_8, load_32, load_64
-from gewu.core.device import load_numba
+from gewu.core import objects, records
 from gewu.core.errors import InputError, StoreError
-from gewu.data.fields import Schema
+from gewu.data.fields import BLOBS, Schema, Type
 from gewu.data.sample import Codec, codec
 from gewu.data.shard import SUFFIX, UNREADABLE, Shard, ShardInfo
 
-numba = load_numba()
-
 POLICIES: Final = ("stop", "skip", "count")
-_SHARD_BITS: Final = 40  # bits of an offset in a shard; those above are the shard's number
-_OFFSET: Final = (1 << _SHARD_BITS) - 1
-_CLOSED, _DAMAGED = -1, -2
-_BLOCK: Final = 512
+_BLOCK: Final = 256
 
 
-@numba.njit(cache=True)
-def _find(table: Any, number: Any) -> Any:
-    """Return shard << 40 | offset of a sample whose checksum is right; -1: its shard is not open; -2: it is damaged.
+class Plan:
+    """How to read some of the fields of a sample.
 
-    `table` is the address of four words: number of shards, addresses of first[], of maps[] and of offsets[].
+    Attributes:
+        blank: a dict of them, without values.
+        steps: for compiled code.
+        rest: reads what is left (lists, optional values, rare numbers), or None: nothing is.
+        decode: reads all in plain Python.
     """
-    low, high = np.int64(0), np.int64(load_64(table))
-    first = np.int64(load_64(table + 8))
-    while high - low > 1:
-        middle = (low + high) >> 1
-        if np.int64(load_64(first + 8 * middle)) <= number:
-            low = middle
-        else:
-            high = middle
-    base = np.int64(load_64(np.int64(load_64(table + 16)) + 8 * low))
-    if base == 0:
-        return np.int64(_CLOSED)
-    index = np.int64(load_64(np.int64(load_64(table + 24)) + 8 * low)) + 8 * (number - np.int64(load_64(first + 8 * low)))
-    start = np.int64(load_64(index))
-    if crc32c_at(base + start + 4, np.int64(load_64(index + 8)) - start - 4) != load_32(base + start):
-        return np.int64(_DAMAGED)
-    return low << _SHARD_BITS | start
+
+    def __init__(self, layout: Codec, wanted: Sequence[str]) -> None:
+        names, rest = [sys.intern(name) for name in wanted], []
+        self.blank: dict[str, Any] = dict.fromkeys(names)
+        self.steps, self.decode = objects.Steps(layout.head), layout.decoder(names)
+        ends = {field.name: 4 + 4 * k for k, field in enumerate(layout.variable)}
+        for name in names:
+            kind, end = layout.schema[name].type, ends.get(name, 0)
+            before, place = end - 4 if end > 4 else 0, layout.places.get(name, end)
+            if objects.AVAILABLE and kind.kind in BLOBS:
+                self.steps.blob(name, kind.kind == "text", end, before)
+            elif objects.AVAILABLE and kind.kind == "array" and kind.shape:
+                self.steps.array(name, kind.numpy, kind.shape, place, before)
+            elif not (objects.AVAILABLE and kind.scalar and self.steps.number(name, kind.dtype, place)):
+                rest.append(name)
+        self.steps.done()
+        self.rest = layout.decoder(rest) if rest else None
+
+    def add_rest(self, buffer: Any, start: int, sample: dict[str, Any]) -> bool:
+        """Add what compiled code does not read; False: it cannot be read."""
+        try:
+            sample.update(self.rest(buffer, start) if self.rest else {})
+        except UNREADABLE:
+            return False
+        return True
 
 
-@numba.njit(cache=True, nogil=True)
-def _check(bases: Any, offsets: Any, which: Any, rows: Any, starts: Any) -> Any:
-    """Write where each sample starts in its shard, -1 for those in compressed shards, -2 for damaged ones; return the least."""
-    least = np.int64(0)
-    for k in range(len(rows)):
-        base = bases[which[k]]
-        starts[k] = _CLOSED
-        if base != 0:
-            index = offsets[which[k]] + 8 * rows[k]
-            start = np.int64(load_64(index))
-            good = crc32c_at(base + start + 4, np.int64(load_64(index + 8)) - start - 4) == load_32(base + start)
-            starts[k] = start if good else _DAMAGED
-        least = min(least, starts[k])
-    return least
+class _Found(NamedTuple):
+    """Samples that were looked up: the shards they are in, held so that these stay mapped, and their table."""
 
-
-@numba.njit(cache=True, nogil=True)
-def _gather(addresses: Any, place: Any, size: Any, out: Any) -> None:
-    """Copy `size` bytes at `place` of each sample into the rows of `out`."""
-    for k in range(len(addresses)):
-        source = addresses[k] + place
-        for j in range(size):
-            out[k, j] = load_8(source + j)
+    shards: list[Shard]
+    bases: Any
+    table: Any
+    keep: Any
 
 
 class Store:
@@ -123,21 +114,22 @@ class Store:
         self._most_open, self._lock = max(2, open_shards), threading.RLock()
         self._bases = np.zeros(len(shards), np.int64)
         self._offsets = np.zeros(len(shards), np.int64)
+        self._owners = np.zeros(len(shards), np.int64)
         self._schema = schema
         sizes = np.empty(len(shards), np.int64)
         for k, shard in enumerate(shards):
             sizes[k] = shard.samples if isinstance(shard, ShardInfo) else len(self._shard(k))
         self.shard_sizes: Any = sizes
         self._first = np.concatenate([[0], np.cumsum(sizes)])
-        addresses = [len(shards), *(part.ctypes.data for part in (self._first, self._bases, self._offsets))]
+        addresses = [len(shards), *(part.ctypes.data for part in (self._first, self._bases, self._offsets, self._owners))]
         self._table = np.array(addresses, np.int64)
         self._address = int(self._table.ctypes.data)
         self._length = int(self._first[-1])
         if self._schema is None:
             self._schema = self._shard(0).schema
         self.codec: Codec = codec(self._schema)
-        self._decode = self.codec.decoder(fields)
-        self._plans: dict[Any, Any] = {}
+        self._plans: dict[tuple[str, ...], Plan] = {}
+        self._plan = self._plan_of(self._wanted(self.fields))
         self.damage: dict[str, Any] = {}
 
     def __reduce__(self) -> Any:
@@ -160,6 +152,8 @@ class Store:
         if shard is not None:
             return shard
         with self._lock:
+            if k in self._open:  # another thread was faster; its map must not be replaced
+                return self._open[k]
             shard = Shard(self.root / self._names[k])
             if self._schema is None:
                 self._schema = shard.schema
@@ -167,7 +161,7 @@ class Store:
                 raise self._other_schema(shard)
             self._open[k] = shard
             if shard.compression == "none":
-                self._offsets[k] = shard.offsets.ctypes.data
+                self._offsets[k], self._owners[k] = shard.offsets.ctypes.data, id(shard.buffer)
                 self._bases[k] = shard.address
             while len(self._open) > self._most_open:
                 old, _ = self._open.popitem(last=False)
@@ -199,31 +193,32 @@ class Store:
         """
         if not 0 <= number < self._length:
             raise InputError("no such sample", value=number, allowed=f"0 to {self._length - 1}")
-        place = _find(self._address, number)
+        plan = self._plan
+        sample = plan.blank.copy()
+        place = records.read(self._address, plan.steps.address, number, id(sample))
         if place >= 0:
-            shard = self._open.get(place >> _SHARD_BITS)
-            if shard is not None:
-                try:
-                    return self._decode(shard.buffer, place & _OFFSET)
-                except UNREADABLE:
-                    pass  # the slow way says what is wrong
-        return self._slow(number)
+            if plan.rest is None:
+                return sample
+            shard = self._open.get(place >> records.FILE_BITS)
+            if shard is not None and plan.add_rest(shard.buffer, place & records.OFFSET, sample):
+                return sample
+        return self._slow(number, plan)
 
-    def _slow(self, number: int) -> dict[str, Any]:
+    def _slow(self, number: int, plan: Plan) -> dict[str, Any]:
         """Read a sample of a shard that is not open, compressed or damaged."""
         k, row = self.locate(number)
         shard = self._shard(k)
         buffer, start = shard.place(row)
         try:
-            return self._decode(buffer, start)
+            return plan.decode(buffer, start)
         except UNREADABLE as error:
             raise StoreError(
                 f"cannot be read though its checksum is right: {error}", file=shard.path, key=f"sample {row}"
             ) from None
 
-    def _or_none(self, number: int) -> dict[str, Any] | None:
+    def _or_none(self, number: int, plan: Plan) -> dict[str, Any] | None:
         try:
-            return self[number]
+            return self._slow(number, plan)
         except StoreError:
             if self.on_damage == "stop":
                 raise
@@ -238,36 +233,71 @@ class Store:
             elif row not in self.damage.setdefault(self._names[k], []):
                 self.damage[self._names[k]].append(row)
 
+    def _numbers(self, numbers: Any) -> Any:
+        numbers = np.ascontiguousarray(numbers, np.int64)
+        if len(numbers) and not (numbers.min() >= 0 and numbers.max() < self._length):
+            value = [int(numbers.min()), int(numbers.max())]
+            raise InputError("no such sample", value=value, allowed=f"0 to {self._length - 1}")
+        return numbers
+
+    def _find(self, numbers: Any) -> _Found:
+        """Return the shards of some samples, opened, in a table that no other thread changes."""
+        which = sorted(set((np.searchsorted(self._first, numbers, "right") - 1).tolist()))
+        shards = [self._shard(k) for k in which]
+        bases = np.array([shard.address if shard.compression == "none" else 0 for shard in shards], np.int64)
+        offsets = np.array([shard.offsets.ctypes.data for shard in shards], np.int64)
+        parts = self._first[which], bases, offsets, np.array([id(shard.buffer) for shard in shards], np.int64)
+        table = np.array([len(which), *(part.ctypes.data for part in parts)], np.int64)
+        return _Found(shards, bases, table.ctypes.data, (table, parts))
+
+    def _samples(self, plan: Plan, numbers: Any, found: _Found) -> tuple[list[Any], Any, int]:
+        """Return a dict for each sample, the places as `_read` returns them, and how many of these are below 0: not read."""
+        places, begin, missing = np.empty(len(numbers), np.int64), 0, 0
+        samples: list[Any] = [None] * len(numbers)
+        while begin < len(numbers):
+            end = records.check(found.table, numbers, places, begin)
+            steps, blank = plan.steps.address, id(plan.blank)
+            missing += records.fill_all(found.table, steps, numbers, places, begin, end, blank, id(samples))
+            begin = end
+        if plan.rest is not None:
+            for k, place in enumerate(places.tolist()):
+                shard = found.shards[place >> records.FILE_BITS]
+                if place >= 0 and not plan.add_rest(shard.buffer, place & records.OFFSET, samples[k]):
+                    places[k], missing = records.DAMAGED, missing + 1
+        return samples, places, missing
+
+    @staticmethod
+    def _column(at: int, kind: Type, places: Any, found: _Found) -> Any:
+        """Return one field of fixed size of many samples, one row each."""
+        shape: Any = (len(places), *kind.shape)
+        rows = np.empty(shape, kind.numpy)
+        records.gather(found.bases, places, at, kind.bytes, rows.ctypes.data)
+        return rows
+
     def read(self, numbers: Sequence[int] | Any) -> list[dict[str, Any] | None]:
         """Read samples; None stands for a damaged one, unless the policy is to stop."""
-        return [self._or_none(int(number)) for number in numbers]
+        numbers = self._numbers(numbers)
+        return self._read(numbers, self._find(numbers))[0]
+
+    def _read(self, numbers: Any, found: _Found) -> tuple[list[dict[str, Any] | None], int]:
+        samples, places, missing = self._samples(self._plan, numbers, found)
+        for k in np.flatnonzero(places < 0).tolist() if missing else ():
+            samples[k] = self._or_none(int(numbers[k]), self._plan)
+        return samples, missing
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.iterate()
 
     def iterate(self, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield samples in order; damaged ones are left out, unless the policy is to stop."""
-        stop = self._length if stop is None else min(stop, self._length)
+        stop, limit = self._length if stop is None else min(stop, self._length), start
         while start < stop:
-            k, row = self.locate(start)
-            shard, count = self._shard(k), min(_BLOCK, stop - start, int(self.shard_sizes[k]) - row)
-            starts, least = self._starts([shard], np.zeros(count, np.int64), np.arange(row, row + count))
-            decode, buffer = self._decode, shard.buffer
-            if least < 0:
-                samples = (self._or_none(number) for number in range(start, start + count))
-                yield from (sample for sample in samples if sample is not None)
-            else:
-                for place in starts.tolist():
-                    yield decode(buffer, place)
-            start += count
-
-    def _starts(self, shards: Sequence[Shard], which: Any, rows: Any) -> tuple[Any, int]:
-        """Return as `_check`; the caller holds the shards, so that they stay mapped."""
-        plain = [shard.compression == "none" for shard in shards]
-        bases = np.array([shard.address if p else 0 for shard, p in zip(shards, plain, strict=True)], np.int64)
-        offsets = np.array([shard.offsets.ctypes.data for shard in shards], np.int64)
-        starts = np.empty(len(rows), np.int64)
-        return starts, int(_check(bases, offsets, which, rows, starts))
+            if start >= limit:
+                found, limit = self._find([start]), int(self._first[self.locate(start)[0] + 1])
+            numbers = np.arange(start, min(start + _BLOCK, stop, limit))
+            samples, missing = self._read(numbers, found)
+            yield from filter(None, samples) if missing else samples  # type: ignore[misc]
+            start += len(numbers)
 
     def batch(self, numbers: Sequence[int] | Any, fields: Sequence[str] | None = None) -> dict[str, Any]:
         """Read samples by columns.
@@ -280,48 +310,36 @@ class Store:
             For a field of fixed size an array of B rows, for others a list; "_index" holds the numbers, int64[B]. Damaged
             samples are left out, unless the policy is to stop.
         """
-        numbers = np.ascontiguousarray(numbers, np.int64)
-        if len(numbers) and not (numbers.min() >= 0 and numbers.max() < self._length):
-            value = [int(numbers.min()), int(numbers.max())]
-            raise InputError("no such sample", value=value, allowed=f"0 to {self._length - 1}")
-        fixed, others, decode = self._columns(tuple(fields) if fields is not None else self.fields)
-        which = np.searchsorted(self._first, numbers, "right") - 1
-        found, which = np.unique(which, return_inverse=True)
-        shards = [self._shard(k) for k in found.tolist()]
-        starts, least = self._starts(shards, which, numbers - self._first[found][which])
-        if least < 0:
-            return self._slow_batch(numbers, (*fixed, *others))
-        columns: dict[str, Any] = dict.fromkeys(name for name in self.schema.names if name in fixed or name in others)
-        addresses = np.array([shard.address for shard in shards], np.int64)[which] + starts if shards else starts
-        for name in fixed:
-            kind = self.schema[name].type
-            rows = np.empty((len(numbers), kind.bytes), np.uint8)
-            _gather(addresses, self.codec.places[name], kind.bytes, rows)
-            columns[name] = rows.reshape(-1).view(kind.numpy).reshape(len(numbers), *kind.shape)
-        if others:
-            buffers = [shard.buffer for shard in shards]
-            samples = [decode(buffers[k], start) for k, start in zip(which.tolist(), starts.tolist(), strict=True)]
-            for name in others:
+        numbers = self._numbers(numbers)
+        found, names = self._find(numbers), self._wanted(self.fields if fields is None else fields)
+        others = [name for name in names if name not in self.codec.places]
+        samples, places, missing = self._samples(self._plan_of(others), numbers, found)
+        if missing:
+            return self._slow_batch(numbers, names)
+        columns: dict[str, Any] = {}
+        for name in names:
+            if name in self.codec.places:
+                columns[name] = self._column(self.codec.places[name], self.schema[name].type, places, found)
+            else:
                 columns[name] = [sample[name] for sample in samples]
         return columns | {"_index": numbers}
 
-    def _columns(self, fields: tuple[str, ...] | None) -> tuple[tuple[str, ...], tuple[str, ...], Any]:
-        """Return the names of the fixed fields among those wanted, of the others, and how to read the others."""
-        if fields not in self._plans:
-            for name in fields or ():
-                _ = self.schema[name]
-            names = [name for name in self.schema.names if fields is None or name in fields]
-            fixed = tuple(name for name in names if name in self.codec.places)
-            others = tuple(name for name in names if name not in fixed)
-            self._plans[fields] = fixed, others, self.codec.decoder(others)
-        plan: tuple[tuple[str, ...], tuple[str, ...], Any] = self._plans[fields]
+    def _wanted(self, fields: Sequence[str] | None) -> list[str]:
+        for name in fields or ():
+            _ = self.schema[name]
+        return [name for name in self.schema.names if fields is None or name in fields]
+
+    def _plan_of(self, names: Sequence[str]) -> Plan:
+        plan = self._plans.get(tuple(names))
+        if plan is None:
+            plan = self._plans[tuple(names)] = Plan(self.codec, names)
         return plan
 
     def _slow_batch(self, numbers: Any, names: Sequence[str]) -> dict[str, Any]:
-        samples = self.read(numbers)
+        samples = [self._or_none(number, self._plan_of(names)) for number in numbers.tolist()]
         good = [k for k, sample in enumerate(samples) if sample is not None]
         columns: dict[str, Any] = {}
-        for name in (name for name in self.schema.names if name in names):
+        for name in names:
             values = [samples[k][name] for k in good]  # type: ignore[index]
             kind = self.schema[name].type
             columns[name] = np.array(values, kind.numpy).reshape(len(good), *kind.shape) if kind.fixed else values

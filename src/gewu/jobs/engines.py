@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from gewu.core.figure import Figure
     from gewu.jobs.result import Result
 
-ENGINES: dict[str, str] = {"md": "gewu.physics.md.engine", "dft": "gewu.physics.dft.engine", "ops": "gewu.ops.engine"}
+ENGINES: dict[str, str] = {
+    "md": "gewu.physics.md.engine",
+    "dft": "gewu.physics.dft.engine",
+    "ops": "gewu.ops.engine",
+    "data": "gewu.data.engine",
+}
 """Engine name, which is also its table in the job file, → module; files are offered to them in this order."""
 
 

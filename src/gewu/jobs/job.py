@@ -9,6 +9,7 @@ A job holds an optional `[job]` table, the same for all engines, and one table n
     structure = "silicon.cif"
 
 Values of file fields are paths relative to the job file; each file must exist, and its SHA-256 belongs to the job's identity.
+Where a field also takes folders, a folder counts by the list of its files (`listing_of`), not by their bytes.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from typing import Any
 
 from gewu.core import schema
 from gewu.core.errors import InputError
-from gewu.core.files import read_text_capped, sha256_of
+from gewu.core.files import listing_of, read_text_capped, sha256_of
 from gewu.jobs.engines import Engine, engine_names, load_engine
 
 LIMIT_BYTES = 10_000_000
+LISTED_BYTES = 1 << 30  # a larger file of a bulk source counts by size and time: reading it would take longer than its first use
 LIMIT_DEPTH = 8
 _LONG_DOTTED_KEY = re.compile(r"(?:[\w\"'-]+[ \t]*\.[ \t]*){64}")
 
@@ -155,6 +157,8 @@ def _map_files(config: Any, change: Any) -> Any:
             continue
         if isinstance(value, Mapping):
             changed[info.name] = {key: change(f"{info.name}.{key}", item) for key, item in value.items()}
+        elif isinstance(value, tuple):
+            changed[info.name] = tuple(change(info.name, item) for item in value)
         elif value:
             changed[info.name] = change(info.name, value)
     return replace(config, **changed) if changed else config
@@ -163,27 +167,28 @@ def _map_files(config: Any, change: Any) -> Any:
 def _resolve_files(config: Any, base: Path, section: str, file: str | Path | None) -> tuple[Any, dict[str, str]]:
     """Make the paths in file fields absolute; return the config and `{absolute path: sha256}`."""
     inputs: dict[str, str] = {}
-    builtin = {info.name: info.builtin_prefixes for info in schema.fields_of(type(config)) if info.file}
-    optional = {info.name for info in schema.fields_of(type(config)) if info.default == ""}
+    infos = {info.name: info for info in schema.fields_of(type(config)) if info.file}
 
     def resolve(key: str, value: str) -> str:
-        path = base / value
-        if value == "" and key in optional:
+        path, info = base / value, infos[key.split(".")[0]]
+        if value == "" and info.default == "":
             return value
-        if not path.is_file():
-            prefixes = builtin[key.split(".")[0]]
-            if value.startswith(tuple(prefixes)):
+        if not (path.is_file() or (info.folder and path.is_dir())):
+            if value.startswith(info.builtin_prefixes):
                 return value
-            allowed = "".join(f", or a name that begins with {prefix!r}" for prefix in prefixes)
+            allowed = "".join(f", or a name that begins with {prefix!r}" for prefix in info.builtin_prefixes)
             raise InputError(
-                "is a directory" if path.is_dir() else "no such file",
+                "is a directory" if path.is_dir() else "no such file" + " or folder" * info.folder,
                 file=file,
                 key=f"{section}.{key}",
                 value=value,
-                allowed=f"a file, relative to {base}{allowed}",
+                allowed=f"a file{' or folder' * info.folder}, relative to {base}{allowed}",
+                hint=info.absent or None,
             )
         absolute = os.path.abspath(path)
-        inputs[absolute] = sha256_of(Path(absolute))
+        if absolute not in inputs:
+            listed = info.folder and (path.is_dir() or path.stat().st_size > LISTED_BYTES)
+            inputs[absolute] = listing_of(Path(absolute)) if listed else sha256_of(Path(absolute))
         return absolute
 
     return _map_files(config, resolve), inputs

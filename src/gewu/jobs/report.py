@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 from collections.abc import Iterable
 from html import escape
 from typing import Any
@@ -19,10 +20,11 @@ from gewu.formats import read_structure
 from gewu.jobs import figures, viewer
 from gewu.jobs.job import Job
 from gewu.jobs.record import Number
-from gewu.jobs.result import Result
+from gewu.jobs.result import Result, read_json
 from gewu.jobs.talk import duration
 
-STRUCTURE = "structure.extxyz"
+STRUCTURE, SAMPLES = "structure.extxyz", "samples.json"
+PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]*")
 ENDINGS = {
     "finished": "finished",
     "not-converged": "not converged",
@@ -48,6 +50,7 @@ def render(result: Result, job: Job) -> str:
             _numbers(result.numbers),
             _figures(result, job),
             f"<h2>Structure</h2>\n{structure}" if structure else "",
+            _samples(result),
             _inputs(job),
             _timings(result.manifest),
             _arrays(result),
@@ -164,6 +167,18 @@ def _structure(result: Result) -> str:
         return f'<p class="notice">The structure cannot be shown: {_text(error.message)}</p>'
 
 
+def _samples(result: Result) -> str:
+    """Show the rows of samples.json: texts, and small pictures given as data URLs."""
+    if SAMPLES not in result.manifest["files"]:
+        return ""
+    tables = []
+    for row in read_json(result.path / SAMPLES):
+        cells = ((name, f'<img alt="" src="{text}">' if PICTURE.fullmatch(text) else _text(text)) for name, text in row.items())
+        rows = [f'<tr><td class="name">{_text(name)}</td><td class="sample">{shown}</td></tr>' for name, shown in cells]
+        tables.append(f"<table>{''.join(rows)}</table>")
+    return "<h2>Samples</h2>\n" + "\n".join(tables) if tables else ""
+
+
 def _inputs(job: Job) -> str:
     rows = []
     for info in schema.fields_of(type(job.config)):
@@ -171,6 +186,8 @@ def _inputs(job: Job) -> str:
         kind = "default" if value == info.default else "chosen"
         if info.file:
             value = _file_names(value)
+        elif isinstance(value, dict):
+            value = ", ".join(f"{key}: {text}".removeprefix(": ") for key, text in value.items())
         elif isinstance(value, tuple):
             value = ", ".join(map(str, value))
         elif isinstance(value, bool):
@@ -181,9 +198,11 @@ def _inputs(job: Job) -> str:
     return "<h2>Inputs</h2>\n" + note + _table(("key", "value", "unit", "meaning"), rows)
 
 
-def _file_names(value: str | dict[str, str]) -> str:
+def _file_names(value: str | dict[str, str] | tuple[str, ...]) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {os.path.basename(item)}" for key, item in value.items())
+    if isinstance(value, tuple):
+        return ", ".join(map(os.path.basename, value))
     return os.path.basename(value)
 
 

@@ -1,0 +1,1 @@
+"""The sample store against its peers."""

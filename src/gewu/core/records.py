@@ -1,0 +1,110 @@
+"""Records of bytes in files that are mapped into memory, each with a CRC-32C in front: found, checked and read by compiled code.
+
+A table says where they are. It is an array of words: number of files; addresses of first[], the number of the first record of
+each file, of maps[], the address of each file's map or 0, of offsets[], the address of each file's offsets of records (and their
+end), and of owners[], the address of the object that keeps each map in memory. Whoever makes a table keeps all of this. A place
+is file << 40 | offset, or `CLOSED` (the file is not mapped) or `DAMAGED`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from gewu.core.crc32c import crc32c_at, load_32, prefetch
+from gewu.core.device import load_numba
+from gewu.core.objects import copy, fill, forget_error, new_dict, set_entry, word
+
+numba = load_numba()
+
+CLOSED, DAMAGED = -1, -2
+FILE_BITS: Final = 40  # bits of an offset; those above are the number of the file
+OFFSET: Final = (1 << FILE_BITS) - 1
+_AHEAD: Final = 4096  # bytes of a record that are asked for at once
+_CACHE: Final = 1 << 18  # bytes that are checked and then turned into objects while they are in the cache
+
+
+@numba.njit(inline="always")
+def _find(table: Any, number: Any) -> Any:
+    """Return (file, address or 0, offset, bytes) of a record."""
+    low, high, first = np.int64(0), word(table), word(table + 8)
+    while high - low > 1:
+        middle = (low + high) >> 1
+        if word(first + 8 * middle) <= number:
+            low = middle
+        else:
+            high = middle
+    base = word(word(table + 16) + 8 * low)
+    if base == 0:
+        return low, base, np.int64(0), np.int64(0)
+    index = word(word(table + 24) + 8 * low) + 8 * (number - word(first + 8 * low))
+    start, size = word(index), word(index + 8) - word(index)
+    for line in range(base + start, base + start + min(size, _AHEAD), 64):
+        prefetch(line)
+    return low, base + start, start, size
+
+
+@numba.njit(inline="always")
+def _good(address: Any, size: Any) -> Any:
+    return crc32c_at(address + 4, size - 4) == load_32(address)
+
+
+@numba.njit(inline="always")
+def _owner(table: Any, file: Any) -> Any:
+    return word(word(table + 32) + 8 * file)
+
+
+@numba.njit(cache=True)
+def read(table: Any, steps: Any, number: Any, into: Any) -> Any:
+    """Read a record into the dict at `into` by steps (`objects.fill`) and return its place."""
+    file, address, start, size = _find(table, number)
+    if address == 0:
+        return np.int64(CLOSED)
+    if not _good(address, size):
+        return np.int64(DAMAGED)
+    if fill(steps, address, size, _owner(table, file), into):
+        forget_error()
+        return np.int64(DAMAGED)
+    return file << FILE_BITS | start
+
+
+@numba.njit(cache=True, nogil=True)
+def check(table: Any, numbers: Any, places: Any, begin: Any) -> Any:
+    """Write places from `begin` on, until half a cache is full; return where it stopped. The next record is asked for early."""
+    left, k = np.int64(_CACHE), begin
+    file, address, start, size = _find(table, numbers[k])
+    while k < len(numbers) and left > 0:
+        last_file, last, last_start, last_size = file, address, start, size
+        if k + 1 < len(numbers):
+            file, address, start, size = _find(table, numbers[k + 1])
+        places[k] = CLOSED
+        if last != 0:
+            places[k] = last_file << FILE_BITS | last_start if _good(last, last_size) else DAMAGED
+        left, k = left - last_size, k + 1
+    return k
+
+
+@numba.njit(cache=True)
+def fill_all(table: Any, steps: Any, numbers: Any, places: Any, begin: Any, end: Any, blank: Any, records: Any) -> Any:
+    """Put copies of the dict `blank`, filled, into the list `records`; return how many were not read."""
+    missing = 0
+    for k in range(begin, end):
+        if places[k] >= 0:
+            file, address, _, size = _find(table, numbers[k])
+            record = new_dict(blank)
+            if record == 0 or fill(steps, address, size, _owner(table, file), record):
+                forget_error()
+                places[k] = DAMAGED
+            if record != 0:
+                set_entry(records, k, record)  # the list holds it from here on
+        missing += places[k] < 0
+    return missing
+
+
+@numba.njit(cache=True, nogil=True)
+def gather(bases: Any, places: Any, at: Any, size: Any, out: Any) -> None:
+    """Copy `size` bytes at `at` of each record that was found right to its row at the address `out`."""
+    for k in range(len(places)):
+        if places[k] >= 0:
+            copy(out + k * size, bases[places[k] >> FILE_BITS] + (places[k] & OFFSET) + at, size)
