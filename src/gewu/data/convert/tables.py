@@ -34,9 +34,9 @@ def jsonl_source(paths: Sequence[str], schema: Schema | None = None, line_bytes:
         if schema is None and os.path.exists(side := path.removesuffix(".jsonl") + SIDE):
             schema = Schema.from_json(read_capped(side, SCHEMA_BYTES))
         with opened(path) as stream:
-            step = PIECE_BYTES if stream.seekable() else 1 << 62
-        for part, start in enumerate(range(0, os.path.getsize(path), step)):
-            args = (start, start + step, line_bytes)
+            end = os.path.getsize(path) if stream.seekable() else 1  # so the last piece of a file that has grown is another one
+        for part, start in enumerate(range(0, end, PIECE_BYTES)):
+            args = (start, min(start + PIECE_BYTES, end) if end > 1 else 1 << 62, line_bytes)
             pieces.append(RecordPiece(f"jsonl-{number:05d}-{part:05d}", path, args, reader=jsonl.records))
     return inferred(pieces, "jsonl", schema)
 
