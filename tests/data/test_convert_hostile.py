@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import io
 import json
@@ -28,7 +29,6 @@ import pytest
 from gewu.core.errors import InputError, StoreError
 from gewu.data.convert import source
 from gewu.data.convert.fit import RecordPiece
-from gewu.data.convert.folders import FolderPiece
 from gewu.data.fields import Schema
 from gewu.data.piece import Reject
 from gewu.formats import archive, folder
@@ -529,9 +529,9 @@ def test_what_is_no_file_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with open(os.path.join(os.fsencode(root), b"h\xff.txt"), "wb") as file:
         file.write(b"x")
     piece = source(root, content="text").pieces[0]
-    found = list(FolderPiece("p", str(root), piece.group, "text", file_bytes=100).samples())
+    found = list(dataclasses.replace(piece, args=(*piece.args, 100)).samples())
     assert [f["path"] for f in found if not isinstance(f, Reject)] == ["a.txt"]
-    reasons = {Path(f.where).name.split(":")[0]: f.reason for f in found if isinstance(f, Reject)}
+    reasons = {Path(f.where).name: f.reason for f in found if isinstance(f, Reject)}
     assert reasons == {"b.txt": "invalid-utf8", "c.txt": "not-a-file", "d": "not-a-file", "e": "not-a-file",
                        "f.txt": "not-a-file",
                        "g.txt": "too-large", "h\\udcff.txt": "invalid-utf8"}  # fmt: skip
@@ -555,7 +555,7 @@ def test_what_is_no_file_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
             return bytes(then())
 
     monkeypatch.setattr(folder, "read_at", growing)
-    changed = next(iter(FolderPiece("p", str(root), folder.Group(("",)), "text").samples()))
+    changed = next(iter(dataclasses.replace(piece, args=(folder.Group(("",)), "text")).samples()))
     assert isinstance(changed, Reject) and changed.reason == "changed"
 
 

@@ -186,10 +186,11 @@ def frames(rows: Iterable[str], file: str) -> Iterator[tuple[int, dict[str, Any]
 
     Returns:
         `numbers` int32[n], `positions` float64[n,3] in angstrom, `pbc` bool[3], `cell` float64[3,3] when there is a `Lattice`,
-        and every other column and pair under its own name; nine numbers become [3,3] (stress, virial).
+        and every other column and pair under its own name; nine numbers become [3,3] (stress, virial). In place of a frame with
+        something wrong in it comes the error.
 
     Raises:
-        InputError: with file and line.
+        InputError: with file and line, where the next frame cannot be found.
     """
     numbered = enumerate(rows, start=1)
     for line, row in numbered:
@@ -200,10 +201,12 @@ def frames(rows: Iterable[str], file: str) -> Iterator[tuple[int, dict[str, Any]
         if len(lines) < n + 1 or n < 1:
             hint = "the file may be truncated"
             raise InputError("frame has fewer lines than atoms", file=file, line=line, key="number of atoms", value=n, hint=hint)
+        values: dict[str, Any] | InputError
         try:
-            yield line, _values(lines, n, file, line + 1)
+            values = _values(lines, n, file, line + 1)
         except InputError as error:
-            yield line, error
+            values = error
+        yield line, values
 
 
 def records(path: str) -> Iterator[Record]:
