@@ -68,6 +68,7 @@ check: $(STAMP)
 	$(BIN)/python -m pytest -q tests/unit/test_layers.py tests/unit/test_budget.py
 	$(BIN)/python tools/make_performance.py --check
 	$(BIN)/python tools/make_operators.py --check
+	$(BIN)/python tools/make_data_scale.py --check
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -81,6 +82,7 @@ bench: $(STAMP)
 	$(BIN)/python -m bench.run $(TOPIC) --pseudo $(PSEUDO) --peers $(if $(filter ops data,$(TOPIC)),bench/$(TOPIC)/work/peers,$(PEERS)) --potentials $(POTENTIALS)
 	$(BIN)/python tools/make_performance.py
 	$(BIN)/python tools/make_operators.py
+	$(BIN)/python tools/make_data_scale.py
 
 targets: $(STAMP)
 	$(call debian,qemu-aarch64,qemu-user,objects for other processors)

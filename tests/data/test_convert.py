@@ -22,6 +22,7 @@ from gewu.data.convert import WRITERS, export, folder_source, format_of, source
 from gewu.data.convert.fit import field_name, merged, type_of
 from gewu.data.fields import Schema
 from gewu.data.piece import Reject
+from gewu.data.storewriter import StoreWriter
 from gewu.formats import folder as folder_files
 from gewu.formats import jsonl
 from tests.data.converttools import JPEG, PNG, random_samples, read, same, stored
@@ -439,11 +440,10 @@ def test_a_flat_folder_of_many_files_is_cut_by_names(tmp_path: Path, monkeypatch
 
 
 def test_a_store_is_a_source_too(tmp_path: Path) -> None:
-    pytest.importorskip("gewu.data.pipeline")
     types, samples = random_samples(10)
-    stored(tmp_path / "x.store", [], types) if False else None
-    (tmp_path / "x.store").mkdir()
-    stored(tmp_path / "x.store" / "shards", samples, types)
+    with StoreWriter(tmp_path / "x.store", Schema.of(types)) as writer:
+        for sample in samples:
+            writer.add(sample)
     assert format_of(tmp_path / "x.store") == "store"
     found, again = read(tmp_path / "x.store")
     assert found == types and all(same(a[name], b[name]) for a, b in zip(samples, again, strict=True) for name in types)

@@ -204,7 +204,9 @@ class Catalogue:
         if where is not None:
             return self.where(where, version).store(on_damage=on_damage, **options)
         snapshot, folder = self.snapshot(version), self.root / "shards"
-        return Store(self.shards(snapshot.version), root=folder, schema=snapshot.schema, on_damage=on_damage, **options)
+        rows = zip(*(column.to_pylist() for column in self.table(snapshot.manifests, ["name", "samples"]).columns), strict=True)
+        shards = [ShardInfo(name, samples, 0, 0, "") for name, samples in rows]  # a store needs no more of a million of them
+        return Store(shards, root=folder, schema=snapshot.schema, on_damage=on_damage, **options)
 
     def where(self, condition: str | None, version: int | None = None, limit: int | None = None) -> View:
         """Return the samples for which an SQL condition on the columns holds, in order: see `view.select`."""

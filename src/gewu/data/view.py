@@ -151,10 +151,11 @@ def ask(catalogue: Catalogue, query: str, version: int | None = None) -> list[di
     rows = catalogue.table(snapshot.manifests, ["name", "part_bytes", "part_sha256"]).to_pylist()
     parts = [str(part_path(catalogue.root.resolve(), row["name"])) for row in rows]
     columns = {"samples": f"*, parse_filename(filename, true) || '{SUFFIX}' AS shard", "shards": "*"}
-    for name, files in (("samples", parts), ("shards", manifests)) if parts else ():
-        session.execute(f"SET VARIABLE {name} = ?", [files])
-        session.execute(f"CREATE TEMP VIEW {name} AS SELECT {columns[name]} FROM read_parquet(getvariable('{name}'))")
+    files = {"samples": parts, "shards": manifests} if parts else {}
     with session.refusing(query, snapshot.columns, partial(_check, parts, rows)):
+        for name in (name for name in files if name in query.lower()):
+            session.execute(f"SET VARIABLE {name} = ?", [files[name]])
+            session.execute(f"CREATE TEMP VIEW {name} AS SELECT {columns[name]} FROM read_parquet(getvariable('{name}'))")
         answer = session.execute(query)
         names, found = [column[0] for column in answer.description], answer.fetchmany(_MOST_ROWS + 1)
     if len(found) > _MOST_ROWS:
