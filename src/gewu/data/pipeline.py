@@ -352,9 +352,11 @@ class Pipeline:
             key = min(other, key=lambda key: not key.startswith("stage"))  # which may be why the schema differs
             shown: Any = {"key": key, "value": facts.get(key), "allowed": f"{old.get(key)}"[:200], "hint": _ANEW}
             raise InputError("the store was begun by another pipeline", file=path, **shown)
-        sweep_temporaries(self.root)
         _write_json(path, facts)  # first: what else is here was made by it
-        for name in ("shards", "catalogue", "receipts"):
+        self._sweep()
+
+    def _sweep(self) -> None:
+        for name in ("", "shards", "catalogue", "receipts"):
             (self.root / name).mkdir(exist_ok=True)
             sweep_temporaries(self.root / name)
 
@@ -368,7 +370,7 @@ class Pipeline:
             receipts[receipt["piece"]] = receipt
             total.add(receipt)
             progress(total.done, total.pieces, samples=total.samples_out, rejects=sum(total.rejects.values()))
-        sweep_temporaries(self.root / "shards")  # of workers that were killed
+        self._sweep()  # what workers left that were killed
         total = _sum(receipts)  # in the order of the pieces, whatever the order in which they ended
         refused = sum(total.rejects.values()) - total.rejects.get(DUPLICATE, 0)
         if total.done < total.pieces:
