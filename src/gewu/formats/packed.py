@@ -48,15 +48,20 @@ DAMAGE: Final = (InputError, ValueError, TypeError, LookupError, EOFError, Memor
 """What reading damaged content raises here and in the libraries below; an OSError with a number is the system's refusal."""
 
 
-def _zstd(file: Any) -> Any:
+def pyarrow(module: str = "pyarrow") -> Any:
+    """Return pyarrow, or one of its modules.
+
+    Raises:
+        ResourceError: it is not installed.
+    """
     try:
-        return importlib.import_module("pyarrow").CompressedInputStream(file, "zstd")
+        return importlib.import_module(module)
     except ImportError as error:
         raise ResourceError("needs the package pyarrow", hint="pip install 'gewu[data]'") from error
 
 
 _UNPACK: Final[dict[bytes, Callable[[Any], Any]]] = {
-    b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open, b"\x28\xb5\x2f\xfd": _zstd
+    b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open, b"\x28\xb5\x2f\xfd": lambda file: pyarrow().CompressedInputStream(file, "zstd")
 }  # fmt: skip
 
 
