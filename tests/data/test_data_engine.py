@@ -203,6 +203,20 @@ def test_a_store_is_a_source_and_a_condition_chooses_from_it(folder: Path) -> No
     assert [sample["n"] for sample in Catalogue("b.store").open()] == [11, 13, 15, 17, 19]
 
 
+def test_results_of_one_engine_are_a_table_with_units(folder: Path) -> None:
+    for name, count in (("a", 3), ("b", 5)):
+        write_lines(folder / f"{name}.jsonl", [{"n": k} for k in range(count)])
+        result_of(table(source=[f"{name}.jsonl"], store=f"{name}.store"), name)
+    assert result_of(table(source=["a.result", "b.result"]))["samples"] == 2
+    assert Catalogue("out.store").sql("select samples, version from samples") == [
+        {"samples": 3.0, "version": 1.0},
+        {"samples": 5.0, "version": 1.0},
+    ]
+    store = Catalogue("out.store").open()
+    assert store.schema["size_mb"].unit == "MB"
+    assert [sample["histogram_n"].sum() for sample in store] == [3, 5]
+
+
 def test_several_sources_are_one_when_their_fields_agree(folder: Path) -> None:
     write_lines(folder / "a.jsonl", [{"n": 1}])
     write_lines(folder / "b.jsonl", [{"n": 2}, {"n": 3}])

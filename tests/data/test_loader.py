@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -338,6 +339,14 @@ def test_an_exception_comes_at_its_place_and_the_state_stays_before_it(store: St
             next(loader)
 
 
+def test_an_exhausted_iterator_in_a_transform_does_not_end_the_loop_in_silence(store: Store) -> None:
+    with (
+        Loader(store, 10, transform=lambda sample: next(iter([]))) as loader,
+        pytest.raises(RuntimeError, match="StopIteration in the transform of sample"),
+    ):
+        list(loader)
+
+
 def suicide(sample: dict[str, Any]) -> dict[str, Any]:
     if sample["id"] == 30:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -468,6 +477,35 @@ def test_jax_arrays_come_out_and_nothing_is_cut_in_silence(store: Store) -> None
 
     with Loader(store, 8, device="jax", transform=large) as loader, pytest.raises(InputError, match="large: is not possible"):
         next(loader)
+
+
+JAX_PROGRAM = """
+import sys, jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[3]}", 2, int(sys.argv[2]))
+from jax.experimental.multihost_utils import process_allgather
+from gewu.data import open_shards
+from gewu.data.loader import Loader
+sharding = jax.sharding.NamedSharding(jax.make_mesh((2,), ("batch",)), jax.sharding.PartitionSpec("batch"))
+options = {"rank": int(sys.argv[2]), "world": 2, "fields": ["id"], "seed": 6}
+with Loader(open_shards(sys.argv[1]), 8, device="jax", sharding=sharding, **options) as loader:
+    batch = next(loader)
+assert batch["id"].shape == (8,) and len(batch["_index"]) == 4
+print("batch", *process_allgather(batch["id"], tiled=True).tolist())
+"""
+
+
+@pytest.mark.slow  # two programs that start JAX
+def test_two_programs_make_one_global_array(folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(JAX_PROGRAM)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    commands = [[sys.executable, str(script), str(folder), str(rank), str(port)] for rank in range(2)]
+    programs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    expected = "batch " + " ".join(map(str, Order(N, 6).take(0, 8).tolist()))
+    assert [expected in program.communicate(timeout=120)[0] for program in programs] == [True, True]
 
 
 @pytest.mark.parametrize(

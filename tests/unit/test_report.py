@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -243,3 +244,24 @@ def test_the_structure_is_drawn_in_a_real_browser(page: Page, tmp_path: Path) ->
     assert "<title>a magnet</title>" in done.stdout
     (canvas,) = [attributes for tag, attributes in Tags(done.stdout).tags if tag == "canvas"]
     assert int(canvas["width"]) > 300  # set by the viewer: the policy let it run, and it came to the drawing
+
+
+def test_samples_are_shown_as_text_and_small_pictures_only(page: Page, tmp_path: Path) -> None:
+    picture = "data:image/png;base64,iVBORw0KGgo="
+    odd = [
+        "data:text/html;base64,AAAA",
+        picture + '"><script>',
+        "javascript:alert(1)",
+        "</td><script>alert(1)</script>",
+        "a\x00\u202e",
+    ]
+    rows = [{"label <b>": "de", "picture": picture}, {f"odd{k}": text for k, text in enumerate(odd)}]
+    (tmp_path / "samples.json").write_text(json.dumps(rows))
+    tags = Tags(page(files={"samples.json": "", "arrays.nc": ""}))
+    assert [about["src"] for tag, about in tags.tags if tag == "img"] == [picture]
+    assert not any(tag in ("script", "b") or name.startswith("on") for tag, about in tags.tags for name in about)
+    assert "label <b>" in tags.text
+    for text in odd[:4]:
+        assert text in tags.text
+    assert "\x00" not in tags.text
+    assert "Samples" not in Tags(page()).text

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from gewu.core.errors import InputError
 from gewu.core.machine import check_jax
 from gewu.core.workers import Pool
-from gewu.data.order import Mixture, Order, WindowOrder
+from gewu.data.order import Mixture, Order, Sequential, WindowOrder
 
 Batch = dict[str, Any]
 
@@ -54,7 +54,7 @@ class Stream:
 
 
 class Loader(Stream):
-    """Iterate over the batches of one rank.
+    """Iterate over the batches of one rank: dicts of the fields, and `_index`, the numbers of the samples, int64[B].
 
     Args:
         store: a `Store` or a part of one. For a mixture: one store of the shards of all, and a `Mixture` as order.
@@ -203,17 +203,6 @@ def _order(order: Any, store: Any, seed: int) -> Any:
     return order
 
 
-class Sequential(Order):
-    """The samples as they are stored."""
-
-    def __init__(self, n: int, seed: int = 0, epoch: int = 0) -> None:
-        super().__init__(n, seed, epoch)
-        self.name = f"sequential-1 n={n}"
-
-    def _map(self, values: Any, back: bool) -> Any:
-        return values
-
-
 @dataclass(frozen=True)
 class Work:
     """What a worker does for a batch: called with numbers of samples and their places."""
@@ -235,6 +224,8 @@ class Work:
         for k, sample in enumerate(samples if self.transform else ()):
             try:
                 samples[k] = self.transform(sample)  # type: ignore[misc]
+            except StopIteration as error:  # would end the consumer's loop in silence
+                raise RuntimeError(f"StopIteration in the transform of sample {index[k]}") from error
             except Exception as error:
                 error.add_note(f"in the transform of sample {index[k]}")
                 raise

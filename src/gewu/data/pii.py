@@ -28,7 +28,6 @@ _IBAN_LENGTHS: Final = (
 _CARD: Final = re.compile(
     r"4\d{12}(?:\d{3}){0,2}|(?:5[1-5]|2[2-7]|35)\d{14}|3[47]\d{13}|3[068]\d{12}|6(?:011|[25]\d\d|4[4-9]\d)\d{12,15}"
 )
-Check = Callable[[str], bool | int]
 
 
 def _digits(text: str) -> str:
@@ -41,7 +40,7 @@ def _is_card(found: str) -> bool:
     return doubled % 10 == 0 and _CARD.fullmatch(digits) is not None
 
 
-def _iban_end(found: str) -> int:
+def _iban(found: str) -> int:
     """Return how many characters of the match are an account number with the right length and checksum, 0 for none."""
     places = [i for i, c in enumerate(found) if c != " "]
     size = int(_IBAN_LENGTHS.partition(found[:2])[2][:2] or 0)
@@ -62,7 +61,7 @@ def _is_phone(found: str) -> bool:
     return 9 <= len(_digits(found)) <= 15
 
 
-_CHECKS: Final[dict[str, Check]] = {"IBAN": _iban_end, "CARD": _is_card, "IP": _is_public, "PHONE": _is_phone}
+_CHECKS: Final[dict[str, Callable[[str], bool | int]]] = {"IBAN": _iban, "CARD": _is_card, "IP": _is_public, "PHONE": _is_phone}
 # Kind, a text without which it cannot occur, expression. It begins with few characters, which is searched fast, then looks back.
 _TABLE: Final = r"""KEY    [gx](?<![\w-].)(?:h[opsru]_\w{36,251}+|ithub_pat_\w{22,251}+|ox[abeoprs]-[A-Za-z0-9-]{10,250}+)
 KEY  PRIVATE KEY  -----BEGIN [A-Z ]{0,30}PRIVATE KEY[A-Z ]{0,6}-----(?:[^-]|-(?!----))*+(?:-----END [A-Z ]{0,40}-----)?
@@ -108,7 +107,7 @@ class MaskPII:
             if kind not in self.kinds or need not in text:
                 continue
 
-            def replace(found: re.Match[str], kind: str = kind, check: Check = check) -> str:
+            def replace(found: re.Match[str], kind: str = kind, check: Callable[[str], bool | int] = check) -> str:
                 end = check(found[0])
                 counts[kind] += bool(end)
                 return f"<{kind}>" + ("" if end is True else found[0][end:]) if end else found[0]

@@ -16,8 +16,8 @@ another number `version`.
 
 Duplicates can be dropped only when all samples were seen. A pipeline with `dedup` is three: the stages fill a store in the folder
 `distinct`, its shards are sketched, and when the sketches are joined, what is to keep is copied. (To run the stages once more
-instead would save the disk for one copy until the end; for text they take many times as long.) A worker holds one
-shard to sketch it, the join maps the sketches of all; all else streams sample by sample.
+would save the disk for one copy until the end; on manual pages they took 17 times as long as the copy.) A worker holds one shard
+to sketch it, the join maps the sketches of all; all else streams sample by sample.
 """
 
 from __future__ import annotations

@@ -55,13 +55,13 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, where: str = "ima
     if not png and not jpeg:
         raise InputError("is not a JPEG or PNG image", key=where, value=data[:8], allowed="JPEG, PNG")
     try:
-        pixels = io.BytesIO(b"".join(_png_pixels(data) if png else _jpeg_pixels(data)))
+        pixels = io.BytesIO(b"".join((_png_pixels if png else _jpeg_pixels)(memoryview(data))))
         image = PngImagePlugin.PngImageFile(pixels) if png else JpegImagePlugin.JpegImageFile(pixels)
         if image.width * image.height > (limit := min(max_pixels, _MOST_PER_BYTE * len(data))):
             size = f"{image.width} x {image.height}"
             raise InputError("has too many pixels", value=size, allowed=f"at most {limit}, for a file of its length")
         if not image.mode.startswith("I"):
-            return np.array(image.convert("RGB"))
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
         return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)  # 16-bit grey
     except InputError as error:
         error.key = where
@@ -70,12 +70,12 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, where: str = "ima
         raise InputError(f"cannot be decoded: {error}", key=where, allowed="a complete JPEG or PNG") from error
 
 
-def _png_pixels(data: bytes) -> Iterator[bytes]:
+def _png_pixels(data: memoryview) -> Iterator[memoryview]:
     """Yield the signature and the chunks that hold pixels."""
-    yield _PNG
+    yield data[: len(_PNG)]
     at = len(_PNG)
     while at < len(data):
-        kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
+        kind, end = bytes(data[at + 4 : at + 8]), at + 12 + int.from_bytes(data[at : at + 4], "big")
         if kind == b"acTL":
             raise InputError("is animated", allowed="still images")
         if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
@@ -83,7 +83,7 @@ def _png_pixels(data: bytes) -> Iterator[bytes]:
         at = end
 
 
-def _jpeg_pixels(data: bytes) -> Iterator[bytes]:
+def _jpeg_pixels(data: memoryview) -> Iterator[memoryview]:
     """Yield the file without comments and application data other than JFIF (APP0) and Adobe's colour transform (APP14)."""
     at, end = 0, 2
     while at < end and data[at + 1] != 0xDA:  # up to the first scan

@@ -186,6 +186,8 @@ def _inputs(job: Job) -> str:
         kind = "default" if value == info.default else "chosen"
         if info.file:
             value = _file_names(value)
+        elif isinstance(value, dict):
+            value = ", ".join(f"{key}: {text}".removeprefix(": ") for key, text in value.items())
         elif isinstance(value, tuple):
             value = ", ".join(map(str, value))
         elif isinstance(value, bool):
