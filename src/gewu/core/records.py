@@ -8,6 +8,7 @@ is file << 40 | offset, or `CLOSED` (the file is not mapped) or `DAMAGED`.
 
 from __future__ import annotations
 
+import mmap
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +22,11 @@ numba = load_numba()
 CLOSED, DAMAGED = -1, -2
 FILE_BITS: Final = 40  # bits of an offset; those above are the number of the file
 OFFSET: Final = (1 << FILE_BITS) - 1
+LARGE: Final = 1 << 14  # bytes from which on a record that is not in memory is asked from the disk as a whole
+_PAGE, _WILL_NEED = mmap.PAGESIZE, getattr(mmap, "MADV_WILLNEED", 3)
+_MOST: Final = 1 << 22, 32  # bytes of a record and number of records that are asked from the disk at once
+_mincore = numba.types.ExternalFunction("mincore", numba.types.int32(numba.int64, numba.int64, numba.int64))
+_madvise = numba.types.ExternalFunction("madvise", numba.types.int32(numba.int64, numba.int64, numba.int32))
 _AHEAD: Final = 4096  # bytes of a record that are asked for at once
 _CACHE: Final = 1 << 18  # bytes that are checked and then turned into objects while they are in the cache
 
@@ -45,6 +51,26 @@ def _find(table: Any, number: Any) -> Any:
     return low, base + start, start, size
 
 
+@numba.njit
+def _ask(address: Any, size: Any) -> None:
+    """Have a record read from the disk if its last page is not in memory; a fault brings 64 kB at most, and waits for them."""
+    begin, end = address // _PAGE * _PAGE, address + min(size, _MOST[0])
+    there = np.zeros(1, np.uint8)
+    if _mincore((end - 1) // _PAGE * _PAGE, 1, there.ctypes.data) == 0 and there[0] & 1 == 0:
+        _madvise(begin, end - begin, _WILL_NEED)
+
+
+@numba.njit(cache=True, nogil=True)
+def ask(table: Any, numbers: Any, begin: Any, asked: Any) -> Any:
+    """Have the next records from `begin` on read from the disk, those before `asked` were; return what `asked` is now."""
+    for k in range(max(begin, asked), min(begin + _MOST[1], len(numbers))):
+        _, address, _, size = _find(table, numbers[k])
+        if address != 0:
+            _ask(address, size)
+        asked = k + 1
+    return asked
+
+
 @numba.njit(inline="always")
 def _good(address: Any, size: Any) -> Any:
     return crc32c_at(address + 4, size - 4) == load_32(address)
@@ -61,6 +87,8 @@ def read(table: Any, steps: Any, number: Any, into: Any) -> Any:
     file, address, start, size = _find(table, number)
     if address == 0:
         return np.int64(CLOSED)
+    if size >= LARGE:
+        _ask(address, size)
     if not _good(address, size):
         return np.int64(DAMAGED)
     if fill(steps, address, size, _owner(table, file), into):
