@@ -71,16 +71,6 @@ def ask(table: Any, numbers: Any, begin: Any, asked: Any) -> Any:
     return asked
 
 
-@numba.njit(inline="always")
-def _good(address: Any, size: Any) -> Any:
-    return crc32c_at(address + 4, size - 4) == load_32(address)
-
-
-@numba.njit(inline="always")
-def _owner(table: Any, file: Any) -> Any:
-    return word(word(table + 32) + 8 * file)
-
-
 @numba.njit(cache=True)
 def read(table: Any, steps: Any, number: Any, into: Any) -> Any:
     """Read a record into the dict at `into` by steps (`objects.fill`) and return its place."""
@@ -89,9 +79,9 @@ def read(table: Any, steps: Any, number: Any, into: Any) -> Any:
         return np.int64(CLOSED)
     if size >= LARGE:
         _ask(address, size)
-    if not _good(address, size):
+    if crc32c_at(address + 4, size - 4) != load_32(address):
         return np.int64(DAMAGED)
-    if fill(steps, address, size, _owner(table, file), into):
+    if fill(steps, address, size, word(word(table + 32) + 8 * file), into):
         forget_error()
         return np.int64(DAMAGED)
     return file << FILE_BITS | start
@@ -108,7 +98,8 @@ def check(table: Any, numbers: Any, places: Any, begin: Any) -> Any:
             file, address, start, size = _find(table, numbers[k + 1])
         places[k] = CLOSED
         if last != 0:
-            places[k] = last_file << FILE_BITS | last_start if _good(last, last_size) else DAMAGED
+            good = crc32c_at(last + 4, last_size - 4) == load_32(last)
+            places[k] = last_file << FILE_BITS | last_start if good else DAMAGED
         left, k = left - last_size, k + 1
     return k
 
@@ -120,8 +111,8 @@ def fill_all(table: Any, steps: Any, numbers: Any, places: Any, begin: Any, end:
     for k in range(begin, end):
         if places[k] >= 0:
             file, address, _, size = _find(table, numbers[k])
-            record = new_dict(blank)
-            if record == 0 or fill(steps, address, size, _owner(table, file), record):
+            owner, record = word(word(table + 32) + 8 * file), new_dict(blank)
+            if record == 0 or fill(steps, address, size, owner, record):
                 forget_error()
                 places[k] = DAMAGED
             if record != 0:

@@ -42,7 +42,7 @@ class Plan:
     def __init__(self, layout: Codec, wanted: Sequence[str]) -> None:
         names, rest = [sys.intern(name) for name in wanted], []
         self.blank: dict[str, Any] = dict.fromkeys(names)
-        self.steps, self.decode = objects.Steps(layout.head), layout.decoder(names)
+        self.steps, self.decode = objects.Steps(layout.head, len(names)), layout.decoder(names)
         ends = {field.name: 4 + 4 * k for k, field in enumerate(layout.variable)}
         for name in names:
             kind, end = layout.schema[name].type, ends.get(name, 0)
@@ -53,7 +53,6 @@ class Plan:
                 self.steps.array(name, kind.numpy, kind.shape, place, before)
             elif not (objects.AVAILABLE and kind.scalar and self.steps.number(name, kind.dtype, place)):
                 rest.append(name)
-        self.steps.done()
         self.rest = layout.decoder(rest) if rest else None
 
     def add_rest(self, buffer: Any, start: int, sample: dict[str, Any]) -> bool:
