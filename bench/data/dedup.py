@@ -158,7 +158,9 @@ def ours(folder: Path, work: Path, workers: int) -> dict[str, Any]:
         for source, stays in zip(sources, keep, strict=True):
             _ours_second(source, work, stays)
     else:
-        with ProcessPoolExecutor(workers, get_context("forkserver")) as pool:
+        context = get_context("forkserver")
+        context.set_forkserver_preload(["gewu.data.minhash", "gewu.data.text"])
+        with ProcessPoolExecutor(workers, context) as pool:
             sketches = list(pool.map(_ours_first, sources, [work] * len(sources)))
             first = dedup.clusters(sketches)
             keep = dedup.join(sketches)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -129,6 +130,15 @@ def test_a_sample_takes_at_most_15_bytes(tmp_path: Path) -> None:
     }
     # entropy of these columns alone: 8 (hash) + 1.6 (length) + 1 (quality) + 1.25 (label) + 1.2 (texts) = 13.1
     assert 13.0 < write_part(tmp_path / "a.parquet", given).bytes / n < 15.0
+
+
+def test_texts_that_are_all_different_are_small_too(tmp_path: Path) -> None:
+    texts = [f"https://example.org/a/{k:06}" if k % 100 else None for k in range(20_000)]
+    info = write_part(tmp_path / "a.parquet", columns(20_000, url=texts) | {"hash": np.arange(20_000, dtype=np.uint64)})
+    assert info.bytes < 20_000 * (8 + 4) and info.stats["url"]["values"] is None  # a text alone has 28 bytes
+    assert pq.read_table(tmp_path / "a.parquet")["url"].to_pylist() == texts
+    found = duckdb.execute("SELECT url FROM read_parquet(?)", [str(tmp_path / "a.parquet")]).fetchall()
+    assert [row[0] for row in found] == texts
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ Limits: names of columns must differ in more than case; a text column keeps its 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import time
@@ -42,7 +41,6 @@ BUILT_IN: Final = {"length": "uint32", "hash": "uint64"}
 RESERVED: Final = ("shard", "filename", "file_index", "file_row_number")
 FORMAT: Final = "gewu store version 1"
 _FOLDERS: Final = ("shards", "catalogue", "manifests", "versions", "writers")
-_ROW_GROUP: Final = 1 << 17
 _WAITS, _WAIT_S = 3000, 0.02
 
 
@@ -310,12 +308,9 @@ class Catalogue:
 
     def _write_manifest(self, table: Any) -> ManifestInfo:
         """Write a manifest under a name that its content decides."""
-        sink, encoding = io.BytesIO(), {"name": "DELTA_BYTE_ARRAY", "sha256": "PLAIN", "part_sha256": "PLAIN"}
-        leaves = [n + ".list.element" * n.startswith("values.") for n in table.column_names if n not in encoding]
-        options = {"use_dictionary": leaves, "column_encoding": encoding, "row_group_size": _ROW_GROUP}
-        extra("pyarrow.parquet").write_table(table, sink, compression="zstd", **options)
-        sha256 = hashlib.sha256(sink.getbuffer()).hexdigest()
-        write_atomic(self.root / "manifests" / f"{sha256[:24]}.parquet", sink.getbuffer())
+        data = packed(dict(zip(table.column_names, table.columns, strict=True)), ("sha256", "part_sha256")).getbuffer()
+        sha256 = hashlib.sha256(data).hexdigest()
+        write_atomic(self.root / "manifests" / f"{sha256[:24]}.parquet", data)
         sums = [int(table[key].to_numpy().sum()) for key in ("samples", "bytes", "raw_bytes")]
         return ManifestInfo(f"{sha256[:24]}.parquet", len(table), sums[0], sums[1], sums[2], sha256)
 

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -135,7 +136,13 @@ class Store:
     def __reduce__(self) -> Any:
         """Go to another process: as names and sizes; shards are opened there when needed."""
         shards = [ShardInfo(n, size, 0, 0, "") for n, size in zip(self._names, self.shard_sizes.tolist(), strict=True)]
-        return _reopened, (shards, self.root.absolute(), self.schema, self.on_damage, self.fields, self._most_open)
+        options: dict[str, Any] = {
+            "root": self.root.absolute(),
+            "schema": self.schema,
+            "on_damage": self.on_damage,
+            "fields": self.fields,
+        }
+        return partial(Store, **options, open_shards=self._most_open), (shards,)
 
     @property
     def schema(self) -> Schema:
@@ -172,13 +179,8 @@ class Store:
         ours = {field.name: str(field.type) for field in self.schema}
         theirs = {field.name: str(field.type) for field in shard.schema}
         name = next((n for n in (*ours, *theirs) if ours.get(n) != theirs.get(n)), self.schema.names[0])
-        return InputError(
-            "has another schema than the store",
-            file=shard.path,
-            key=name,
-            value=theirs.get(name),
-            allowed=ours.get(name, "no such field"),
-        )
+        found, allowed = theirs.get(name), ours.get(name, "no such field")
+        return InputError("has another schema than the store", file=shard.path, key=name, value=found, allowed=allowed)
 
     def locate(self, number: int) -> tuple[int, int]:
         """Return (shard, number in the shard) of a sample."""
@@ -212,9 +214,8 @@ class Store:
         try:
             return plan.decode(buffer, start)
         except UNREADABLE as error:
-            raise StoreError(
-                f"cannot be read though its checksum is right: {error}", file=shard.path, key=f"sample {row}"
-            ) from None
+            what = f"cannot be read though its checksum is right: {error}"
+            raise StoreError(what, file=shard.path, key=f"sample {row}") from None
 
     def _or_none(self, number: int, plan: Plan) -> dict[str, Any] | None:
         try:
@@ -301,12 +302,13 @@ class Store:
             yield from filter(None, samples) if missing else samples  # type: ignore[misc]
             start += len(numbers)
 
-    def batch(self, numbers: Sequence[int] | Any, fields: Sequence[str] | None = None) -> dict[str, Any]:
+    def batch(self, numbers: Sequence[int] | Any, fields: Sequence[str] | None = None, index: Any = None) -> dict[str, Any]:
         """Read samples by columns.
 
         Args:
             numbers: of samples, int64[B].
             fields: which; None for those of the store.
+            index: other numbers to return for the samples.
 
         Returns:
             For a field of fixed size an array of B rows, for others a list; "_index" holds the numbers, int64[B]. Damaged
@@ -317,14 +319,14 @@ class Store:
         others = [name for name in names if name not in self.codec.places]
         samples, places, missing = self._samples(self._plan_of(others), numbers, found)
         if missing:
-            return self._slow_batch(numbers, names)
+            return self._slow_batch(numbers, names, numbers if index is None else index)
         columns: dict[str, Any] = {}
         for name in names:
             if name in self.codec.places:
                 columns[name] = self._column(self.codec.places[name], self.schema[name].type, places, found)
             else:
                 columns[name] = [sample[name] for sample in samples]
-        return columns | {"_index": numbers}
+        return columns | {"_index": numbers if index is None else index}
 
     def _wanted(self, fields: Sequence[str] | None) -> list[str]:
         for name in fields or ():
@@ -337,7 +339,7 @@ class Store:
             plan = self._plans[tuple(names)] = Plan(self.codec, names)
         return plan
 
-    def _slow_batch(self, numbers: Any, names: Sequence[str]) -> dict[str, Any]:
+    def _slow_batch(self, numbers: Any, names: Sequence[str], index: Any) -> dict[str, Any]:
         samples = [self._or_none(number, self._plan_of(names)) for number in numbers.tolist()]
         good = [k for k, sample in enumerate(samples) if sample is not None]
         columns: dict[str, Any] = {}
@@ -345,7 +347,7 @@ class Store:
             values = [samples[k][name] for k in good]  # type: ignore[index]
             kind = self.schema[name].type
             columns[name] = np.array(values, kind.numpy).reshape(len(good), *kind.shape) if kind.fixed else values
-        return columns | {"_index": numbers[good]}
+        return columns | {"_index": index[good]}
 
     def subset(self, numbers: Any) -> Subset:
         """Return a store of some of the samples, in the order given, without copying data."""
@@ -393,20 +395,14 @@ class Subset:
 
     def iterate(self, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield samples in the order of this subset."""
-        for begin in range(start, len(self) if stop is None else min(stop, len(self)), _BLOCK):
-            end = min(begin + _BLOCK, len(self) if stop is None else stop)
-            yield from (sample for sample in self.store.read(self.numbers[begin:end]) if sample is not None)
+        numbers = self.numbers[start:stop]
+        for begin in range(0, len(numbers), _BLOCK):
+            yield from filter(None, self.store.read(numbers[begin : begin + _BLOCK]))
 
     def batch(self, numbers: Sequence[int] | Any, fields: Sequence[str] | None = None) -> dict[str, Any]:
         """Read samples by columns, as `Store.batch`; "_index" holds this subset's numbers."""
         numbers = np.ascontiguousarray(numbers, np.int64)
-        columns = self.store.batch(self.numbers[numbers], fields)
-        if len(columns["_index"]) == len(numbers):
-            return columns | {"_index": numbers}
-        kept: dict[int, list[int]] = {}
-        for number in numbers.tolist():
-            kept.setdefault(int(self.numbers[number]), []).append(number)
-        return columns | {"_index": np.array([kept[number].pop(0) for number in columns["_index"].tolist()], np.int64)}
+        return self.store.batch(self.numbers[numbers], fields, numbers)
 
     def subset(self, numbers: Any) -> Subset:
         """Return some of these samples."""
@@ -415,10 +411,6 @@ class Subset:
     def close(self) -> None:
         """Let go of the store's shards."""
         self.store.close()
-
-
-def _reopened(shards: Any, root: Path, schema: Schema, on_damage: str, fields: Any, most_open: int) -> Store:
-    return Store(shards, root=root, schema=schema, on_damage=on_damage, fields=fields, open_shards=most_open)
 
 
 def open_shards(folder: str | Path, **options: Any) -> Store:

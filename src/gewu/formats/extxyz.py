@@ -158,7 +158,26 @@ def _table(rows: list[list[str]], properties: str, file: str, line: int) -> dict
     return table
 
 
-def frames(rows: Iterable[str], file: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _values(lines: list[str], n: int, file: str, line: int) -> dict[str, Any]:
+    """Return what the comment line and the rows of a frame say."""
+    pairs = _pairs(lines[0], file, line)
+    values = {key: _value(text) for key, text in pairs.items() if key.lower() not in ("properties", "lattice", "pbc")}
+    values = {key: v.reshape(3, 3) if getattr(v, "shape", None) == (9,) else v for key, v in values.items()}
+    low = {key.lower(): text for key, text in pairs.items()}
+    columns = low.get("properties", "species:S:1:pos:R:3")
+    table = _table([row.split() for row in lines[1:]], columns, file, line)
+    if getattr(table.get("pos"), "shape", None) != (n, 3) or not set(table.get("species", ".")) <= set(ATOMIC_NUMBER):
+        raise InputError("pos:R:3 and species:S:1 of elements are needed", file=file, line=line, value=columns)
+    cell = reals(low.get("lattice", ""), file=file, line=line, key="Lattice")
+    pbc = _value(low.get("pbc", "T T T" if len(cell) else "F F F"))
+    if len(cell) not in (0, 9) or getattr(pbc, "shape", None) != (3,) or pbc.dtype != bool:
+        raise InputError("nine numbers of Lattice and three of pbc expected", file=file, line=line, value=lines[0])
+    numbers = np.array([ATOMIC_NUMBER[symbol] for symbol in table.pop("species")], np.int32)
+    known = {"numbers": numbers, "positions": table.pop("pos"), "pbc": pbc}
+    return known | ({"cell": cell.reshape(3, 3)} if len(cell) else {}) | table | values
+
+
+def frames(rows: Iterable[str], file: str) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
     """Yield every frame of a training set or trajectory as (line, values by name); molecules without a cell are allowed.
 
     Args:
@@ -167,10 +186,11 @@ def frames(rows: Iterable[str], file: str) -> Iterator[tuple[int, dict[str, Any]
 
     Returns:
         `numbers` int32[n], `positions` float64[n,3] in angstrom, `pbc` bool[3], `cell` float64[3,3] when there is a `Lattice`,
-        and every other column and pair under its own name; nine numbers become [3,3] (stress, virial).
+        and every other column and pair under its own name; nine numbers become [3,3] (stress, virial). In place of a frame with
+        something wrong in it comes the error.
 
     Raises:
-        InputError: with file and line.
+        InputError: with file and line, where the next frame cannot be found.
     """
     numbered = enumerate(rows, start=1)
     for line, row in numbered:
@@ -181,21 +201,12 @@ def frames(rows: Iterable[str], file: str) -> Iterator[tuple[int, dict[str, Any]
         if len(lines) < n + 1 or n < 1:
             hint = "the file may be truncated"
             raise InputError("frame has fewer lines than atoms", file=file, line=line, key="number of atoms", value=n, hint=hint)
-        pairs = _pairs(lines[0], file, line + 1)
-        values = {key: _value(text) for key, text in pairs.items() if key.lower() not in ("properties", "lattice", "pbc")}
-        values = {key: v.reshape(3, 3) if getattr(v, "shape", None) == (9,) else v for key, v in values.items()}
-        low = {key.lower(): text for key, text in pairs.items()}
-        columns = low.get("properties", "species:S:1:pos:R:3")
-        table = _table([row.split() for row in lines[1:]], columns, file, line + 1)
-        if getattr(table.get("pos"), "shape", None) != (n, 3) or not set(table.get("species", ".")) <= set(ATOMIC_NUMBER):
-            raise InputError("pos:R:3 and species:S:1 of elements are needed", file=file, line=line + 1, value=columns)
-        cell = reals(low.get("lattice", ""), file=file, line=line + 1, key="Lattice")
-        pbc = _value(low.get("pbc", "T T T" if len(cell) else "F F F"))
-        if len(cell) not in (0, 9) or getattr(pbc, "shape", None) != (3,) or pbc.dtype != bool:
-            raise InputError("nine numbers of Lattice and three of pbc expected", file=file, line=line + 1, value=lines[0])
-        numbers = np.array([ATOMIC_NUMBER[symbol] for symbol in table.pop("species")], np.int32)
-        known = {"numbers": numbers, "positions": table.pop("pos"), "pbc": pbc}
-        yield line, known | ({"cell": cell.reshape(3, 3)} if len(cell) else {}) | table | values
+        values: dict[str, Any] | InputError
+        try:
+            values = _values(lines, n, file, line + 1)
+        except InputError as error:
+            values = error
+        yield line, values
 
 
 def records(path: str) -> Iterator[Record]:
@@ -203,7 +214,7 @@ def records(path: str) -> Iterator[Record]:
     with opened(path) as stream:
         rows = (row.decode() for row in iter(lambda: stream.readline(_ROW_BYTES), b""))
         for line, values in frames(rows, path):
-            yield f"{path}:{line}", values
+            yield (str(values), "damaged-frame") if isinstance(values, InputError) else (f"{path}:{line}", values)
 
 
 def frame_bytes(values: Mapping[str, Any], columns: Collection[str]) -> bytes:

@@ -68,31 +68,48 @@ def groups(root: str, most: int) -> Iterator[Group]:
         yield Group(tuple(group))
 
 
-def records(root: str, group: Group, file_bytes: int = FILE_BYTES) -> Iterator[Record]:
-    """Yield the files of a group as (path below the root, {"path", "data"}), or a reason.
+def records(root: str, group: Group, content: str = "bytes", file_bytes: int = FILE_BYTES) -> Iterator[Record]:
+    """Yield the files of a group, {"path", "data"}, or for pictures {"path", "label", "image"} with the name of their folder.
+
+    Args:
+        root: the folder.
+        group: of its folders.
+        content: "bytes", "text" (UTF-8) or "image".
+        file_bytes: a larger file is refused.
 
     Returns:
-        Reasons: not-a-file, too-large, changed, unreadable, invalid-utf8 (its name).
+        (path below the root, record), or (path, reason): not-a-file, too-large, changed, unreadable, not-an-image, or
+        invalid-utf8 (name or text).
     """
     for folder in group.folders:
         descriptor, prefix = open_folder(os.path.join(root, folder)), folder and folder + "/"
+        label = os.path.basename(folder or os.path.abspath(root))
         try:
-            with os.scandir(descriptor) as entries:
-                names = ((e.name, e.is_file(follow_symlinks=False)) for e in entries if not e.is_dir(follow_symlinks=False))
-                if group.low or group.high:
-                    names = (each for each in names if group.low <= each[0] and not (group.high and each[0] >= group.high))
-                ordered = sorted(names)
-            for name, is_file in ordered:
+            for name, is_file in _names(descriptor, group):
                 path = prefix + name
                 try:
+                    if not is_file:
+                        raise InputError("not-a-file")
                     path.encode()
-                    yield path, {"path": path, "data": read_at(descriptor, name, file_bytes)} if is_file else "not-a-file"
-                except UnicodeError:
-                    yield ascii(path)[1:-1], "invalid-utf8"
-                except InputError as error:
-                    yield path, error.message
+                    data = read_at(descriptor, name, file_bytes)
+                    if content == "image":
+                        if not data.startswith(PICTURES):
+                            raise InputError("not-an-image")
+                        yield path, {"path": path, "label": label, "image": data}
+                    else:
+                        yield path, {"path": path, "data": data.decode() if content == "text" else data}
+                except (UnicodeError, InputError) as error:
+                    reason = error.message if isinstance(error, InputError) else "invalid-utf8"
+                    yield os.path.join(root, path).encode("utf-8", "backslashreplace").decode(), reason
         finally:
             os.close(descriptor)
+
+
+def _names(folder: int, group: Group) -> list[tuple[str, bool]]:
+    """Return the names in an open folder that belong to the group, each with whether it is a regular file."""
+    with os.scandir(folder) as entries:
+        names = ((e.name, e.is_file(follow_symlinks=False)) for e in entries if not e.is_dir(follow_symlinks=False))
+        return sorted(each for each in names if group.low <= each[0] and not (group.high and each[0] >= group.high))
 
 
 def content_of(root: str, group: Group) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 
 from gewu.core.errors import InputError, ResourceError
 from gewu.core.files import read_capped
-from gewu.formats.packed import Record
+from gewu.formats.packed import LIMITS, Record
 
 INDEX: Final = "index.json"
 INDEX_BYTES: Final = 256 << 20
@@ -107,7 +107,8 @@ def _content(path: str, entry: Entry) -> Any:
         codec = importlib.import_module("pyarrow").Codec(_CODECS[entry["compression"].partition(":")[0]])
     except ImportError as error:
         raise ResourceError("needs the package pyarrow", hint="pip install 'gewu[data]'") from error
-    return codec.decompress(data, min(entry["raw_data"]["bytes"], 2**32), asbytes=True)
+    LIMITS.check(entry["raw_data"]["bytes"], len(data))
+    return codec.decompress(data, entry["raw_data"]["bytes"], asbytes=True)
 
 
 def records(path: str, entry_json: str) -> Iterator[Record]:

@@ -24,7 +24,7 @@ from gewu.core.files import read_capped, sha256_of
 from gewu.formats.packed import Record
 
 MANIFEST, NUMBERS, ARRAYS, SAMPLE = "manifest.json", "numbers.json", "arrays.nc", "sample"
-_JSON_BYTES, _ARRAY_BYTES, _BLOCK = 100 << 20, 1 << 30, 256
+_JSON_BYTES, _ARRAY_BYTES, _BLOCK_BYTES, _BLOCK = 100 << 20, 1 << 30, 64 << 20, 256
 
 
 def _json(path: str) -> Any:
@@ -55,12 +55,18 @@ def _value(data: Any, raw: Any) -> Any:
     return raw.astype(bool) if kind == "bool" else raw
 
 
-def _whole(data: Any) -> Any:
-    if data.nbytes > _ARRAY_BYTES:
+def _rows(data: Any, start: int, stop: int) -> Any:
+    """Read some rows, as they stand in the file."""
+    wanted = data.nbytes // max(1, len(data)) * (min(stop, len(data)) - start) if data.ndim else data.nbytes
+    if wanted > _ARRAY_BYTES:
         raise InputError(
             "array is too large", file=data.file.filename, key=data.name, value=data.shape, allowed=f"{_ARRAY_BYTES} bytes"
         )
-    return _value(data, data[()])
+    return data[start:stop] if data.ndim else data[()]
+
+
+def _whole(data: Any) -> Any:
+    return _value(data, _rows(data, 0, 1 << 62))
 
 
 def records(path: str, along: str = "") -> Iterator[Record]:
@@ -99,11 +105,12 @@ def _indexed(path: str, along: str, arrays: dict[str, Any], common: dict[str, An
         raise InputError("has no such dimension", file=path, key="along", value=along)
     rest = arrays.keys() - moving - edges.keys() - {f"{name}_size" for name in edges}
     common |= {name: _whole(data) for name, data in arrays.items() if name in rest}
-    for start in range(0, max(counts), _BLOCK):
-        parts: dict[str, Any] = {name: _value(data, data[start : start + _BLOCK]) for name, data in moving.items()}
+    block = max(1, min([_BLOCK, *(_BLOCK_BYTES * len(data) // max(1, data.nbytes) for data in moving.values())]))
+    for start in range(0, max(counts), block):
+        parts: dict[str, Any] = {name: _value(data, _rows(data, start, start + block)) for name, data in moving.items()}
         for name, edge in edges.items():
-            cuts, data = edge[start : start + _BLOCK + 1], arrays[name]
-            rows = data[cuts[0] : cuts[-1]]
+            cuts, data = edge[start : start + block + 1], arrays[name]
+            rows = _rows(data, int(cuts[0]), int(cuts[-1]))
             parts[name] = [_value(data, rows[a - cuts[0] : b - cuts[0]]) for a, b in pairwise(cuts)]
         for k in range(len(next(iter(parts.values())))):
             yield f"{path}: index {start + k}", common | {name: part[k] for name, part in parts.items()}

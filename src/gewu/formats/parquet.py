@@ -1,7 +1,8 @@
 """Tables in Parquet files, small: each column in the encoding that suits its values, with its extremes beside it.
 
-Text, and numbers of which many are equal, become numbers into a dictionary; other numbers have their bytes split by place
-(BYTE_STREAM_SPLIT); both are compressed by zstd. Named columns that nothing can shrink, such as hashes, stay as they are.
+Values of which many are equal become numbers into a dictionary; other numbers have their bytes split by place
+(BYTE_STREAM_SPLIT), other texts leave out what they share with the one before (DELTA_BYTE_ARRAY); all is compressed by zstd.
+Columns that nothing can shrink, such as hashes, are named and stay as they are.
 Source: Apache Parquet format 2.6, https://parquet.apache.org/docs/file-format. Needs pyarrow.
 """
 
@@ -67,7 +68,7 @@ def packed(arrays: Mapping[str, Any], plain: Container[str] = (), meanings: Mapp
     """Return a table as a Parquet file.
 
     Args:
-        arrays: Arrow arrays of one length by name.
+        arrays: Arrow arrays of one length by name; also lists of text.
         plain: columns that nothing can shrink.
         meanings: sentences on columns, kept in the file.
     """
@@ -80,10 +81,12 @@ def packed(arrays: Mapping[str, Any], plain: Container[str] = (), meanings: Mapp
     few, encoding, bounded, sink = [], {}, [], io.BytesIO()
     for name, array in arrays.items():
         kind = str(array.type)
-        if name not in plain and (kind in ("string", "bool") or pc.count_distinct(array[:_TRIAL]).as_py() < _FEW):
+        if kind.startswith("list"):
+            few.append(f"{name}.list.element")
+        elif name not in plain and (kind == "bool" or pc.count_distinct(array[:_TRIAL]).as_py() < _FEW):
             few.append(name)
         else:
-            encoding[name] = "PLAIN" if name in plain else "BYTE_STREAM_SPLIT"
+            encoding[name] = "PLAIN" if name in plain else "DELTA_BYTE_ARRAY" if kind == "string" else "BYTE_STREAM_SPLIT"
         # Parquet's own extremes leave NaN out, and DuckDB would leave out its rows
         if name not in plain and not (kind in ("float", "double") and pc.any(pc.is_nan(array)).as_py()):
             bounded.append(name)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,41 +49,13 @@ WRITERS: Final[dict[str, Callable[..., int]]] = {
     "mds": mds.export_mds,
     "hdf5": results.export_hdf5,
 }
-SHARD_BYTES, MOST_SHARDS = 64 << 20, 100_000
+SHARD_BYTES: Final = 64 << 20
 _ROLLED, _FOLDERS = ("webdataset", "mds", "hdf5"), ("webdataset", "mds", "hdf5", "folder")
 
 
 def format_of(path: str | Path) -> str | None:
     """Return the name of the format of a file or folder; None for one that is not known. Any folder is at least "folder"."""
-    return _found(os.fspath(path))[0]
-
-
-def _found(path: str) -> tuple[str | None, list[str]]:
-    """Return the format of what lies at a path, and the files or folders that are to be read."""
-    if not os.path.isdir(path):
-        return recognise.format_of(path), [path]
-    with os.scandir(path) as entries:
-        names = sorted(entry.name for entry in islice(entries, MOST_SHARDS + 1))
-    files = [os.path.join(path, n) for n in names if n[0] != "." and not n.lower().startswith(("readme", "licen"))
-             and not n.endswith(tables.SIDE)]  # fmt: skip
-    if len(names) > MOST_SHARDS:
-        return "folder", [path]
-    if "shards" in names and ("versions" in names or "catalogue" in names):
-        return "store", [path]
-    if "index.json" in names and (
-        any(".mds" in name for name in names) or b'"shards"' in recognise.head_of(os.path.join(path, "index.json"))
-    ):
-        return "mds", [path]
-    if {"manifest.json", "numbers.json"} <= set(names):
-        return "results", [path]
-    if found := [place for place in files if os.path.isfile(os.path.join(place, "manifest.json"))]:
-        return "results", found
-    kinds = {
-        recognise.format_of(place) if k < 64 else recognise.SUFFIXES.get(os.path.splitext(place)[1])
-        for k, place in enumerate(files)
-    }
-    kind = kinds.pop() if len(kinds) == 1 and os.path.isfile(files[0]) else None
-    return (kind, files) if kind else ("folder", [path])
+    return recognise.found(os.fspath(path))[0]
 
 
 def source(path: str | Path, format: str | None = None, *, schema: Schema | None = None, **options: Any) -> Source:
@@ -102,7 +73,7 @@ def source(path: str | Path, format: str | None = None, *, schema: Schema | None
     path = os.fspath(path)
     if not os.path.exists(path):
         raise InputError("there is no such file or folder", file=path)
-    found, paths = _found(path)
+    found, paths = recognise.found(path)
     kind = format or found
     if kind in set(recognise.SUFFIXES.values()) - {found} and os.path.isdir(path):
         paths = [place for place in sorted(map(str, Path(path).iterdir())) if recognise.format_of(place) == kind]

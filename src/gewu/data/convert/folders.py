@@ -7,18 +7,16 @@ folder that holds the picture. What a folder holds is decided by its first 64 fi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from gewu.core.errors import InputError
 from gewu.core.files import write_atomic
-from gewu.data.convert.fit import refused
+from gewu.data.convert.fit import RecordPiece, refused
 from gewu.data.fields import Schema
-from gewu.data.piece import Reject, Source
-from gewu.formats.folder import FILE_BYTES, Group, content_of, groups, records
-from gewu.formats.recognise import PICTURES
+from gewu.data.piece import Source
+from gewu.formats.folder import content_of, groups, records
 
 GROUP_FILES: Final = 16_384
 _FIELDS: Final = {
@@ -26,35 +24,6 @@ _FIELDS: Final = {
     "text": {"path": "text", "data": "text"},
     "image": {"path": "text", "label": "text", "image": "image"},
 }
-
-
-@dataclass(frozen=True)
-class FolderPiece:
-    """The files of a group of folders below `path`."""
-
-    name: str
-    path: str
-    group: Group
-    content: str = "bytes"
-    file_bytes: int = FILE_BYTES
-
-    def samples(self) -> Iterator[dict[str, Any] | Reject]:
-        """Yield one sample for each file, in sorted order."""
-        root = os.path.basename(os.path.abspath(self.path))
-        for where, record in records(self.path, self.group, self.file_bytes):
-            if isinstance(record, str):
-                yield Reject(record, os.path.join(self.path, where))
-            elif self.content == "bytes":
-                yield record
-            elif self.content == "image":
-                label, data = os.path.basename(os.path.dirname(where)) or root, record["data"]
-                picture = {"path": where, "label": label, "image": data}
-                yield picture if data.startswith(PICTURES) else Reject("not-an-image", os.path.join(self.path, where))
-            else:
-                try:
-                    yield {"path": where, "data": record["data"].decode()}
-                except UnicodeDecodeError as error:
-                    yield Reject("invalid-utf8", f"{os.path.join(self.path, where)}: {error}")
 
 
 def folder_source(path: str | Path, content: str = "auto", group_files: int = GROUP_FILES) -> Source:
@@ -75,8 +44,10 @@ def folder_source(path: str | Path, content: str = "auto", group_files: int = GR
     content = content_of(root, parts[0]) if content == "auto" else content
     if content not in _FIELDS:
         raise InputError("unknown content", key="content", value=content, allowed=f"auto, {', '.join(_FIELDS)}")
-    pieces = [FolderPiece(f"files-{k:06d}", root, group, content) for k, group in enumerate(parts)]
-    return Source(Schema.of(_FIELDS[content]), pieces, "folder", ("label",) if content == "image" else ())
+    schema = Schema.of(_FIELDS[content])
+    pieces = [RecordPiece(f"files-{k:06d}", root, (group, content), reader=records, schema=schema, fits=True)
+              for k, group in enumerate(parts)]  # fmt: skip
+    return Source(schema, pieces, "folder", ("label",) if content == "image" else ())
 
 
 def export_folder(samples: Iterable[dict[str, Any]], schema: Schema, folder: str) -> int:

@@ -21,22 +21,23 @@ from gewu.data.fields import Field, Schema, Type
 from gewu.data.piece import Source
 from gewu.formats import arrow, jsonl
 from gewu.formats.packed import opened
+from gewu.formats.recognise import SCHEMA_SUFFIX
 
 PIECE_BYTES: Final = 64 << 20
 BATCH: Final = 1024
-SIDE, META, SCHEMA_BYTES = ".schema.json", b"gewu.schema", 1 << 20
+META, SCHEMA_BYTES = b"gewu.schema", 1 << 20
 
 
 def jsonl_source(paths: Sequence[str], schema: Schema | None = None, line_bytes: int = jsonl.LINE_BYTES) -> Source:
     """Return the objects of JSON-lines files in pieces of 64 MiB; a compressed file is one piece."""
     pieces = []
     for number, path in enumerate(paths):
-        if schema is None and os.path.exists(side := path.removesuffix(".jsonl") + SIDE):
+        if schema is None and os.path.exists(side := path.removesuffix(".jsonl") + SCHEMA_SUFFIX):
             schema = Schema.from_json(read_capped(side, SCHEMA_BYTES))
         with opened(path) as stream:
-            step = PIECE_BYTES if stream.seekable() else 1 << 62
-        for part, start in enumerate(range(0, os.path.getsize(path), step)):
-            args = (start, start + step, line_bytes)
+            end = os.path.getsize(path) if stream.seekable() else 1  # so the last piece of a file that has grown is another one
+        for part, start in enumerate(range(0, end, PIECE_BYTES)):
+            args = (start, min(start + PIECE_BYTES, end) if end > 1 else 1 << 62, line_bytes)
             pieces.append(RecordPiece(f"jsonl-{number:05d}-{part:05d}", path, args, reader=jsonl.records))
     return inferred(pieces, "jsonl", schema)
 
@@ -114,5 +115,5 @@ def export_jsonl(samples: Iterable[dict[str, Any]], schema: Schema, path: str) -
         for sample in samples:
             file.write((jsonl.text({name: _plain(value, binary=False) for name, value in sample.items()}) + "\n").encode())
             count += 1
-    write_atomic(path.removesuffix(".jsonl") + SIDE, schema.to_json().encode())
+    write_atomic(path.removesuffix(".jsonl") + SCHEMA_SUFFIX, schema.to_json().encode())
     return count
