@@ -12,10 +12,10 @@ import distributed
 import numpy as np
 import pytest
 
+from gewu.core.crew import Crew
 from gewu.core.errors import GewuError, InputError, ResourceError, StoreError
 from gewu.core.files import DirectoryLock
 from gewu.data.catalogue import Catalogue
-from gewu.data.executors import Crew
 from gewu.data.fields import Schema
 from gewu.data.piece import Reject, Source
 from gewu.data.pipeline import DUPLICATE, EXAMPLES, Pipeline, StorePiece, source_from

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import math
 import os
 import platform
@@ -23,6 +24,18 @@ from gewu.core.errors import GewuError, InputError, ResourceError
 
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMBA_NUM_THREADS")
 _BLAS_SETTERS: Final = ("scipy_openblas_set_num_threads64_", "scipy_openblas_set_num_threads", "openblas_set_num_threads")
+
+
+def extra(module: str, name: str = "data") -> Any:
+    """Import a module that only an extra of gewu installs.
+
+    Raises:
+        ResourceError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ResourceError(f"needs the package {module.split('.')[0]}", hint=f"pip install 'gewu[{name}]'") from error
 
 
 def describe(*, with_gpus: bool = False) -> dict[str, Any]:

@@ -71,12 +71,17 @@ def _died() -> ResourceError:
 _works: list[Callable[..., Any]] = []  # in a worker process, what it does
 
 
-def _begin(work: Callable[..., Any]) -> None:
-    """Take up the work in a new process; leave when the program that asked is gone, however it went."""
-    _works.append(work)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+def follow_parent() -> None:
+    """In a new process, leave Ctrl-C to the parent, and leave when it is gone, however it went."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent: Any = multiprocessing.parent_process()
-    threading.Thread(target=lambda: os._exit(parent.join() or 1), daemon=True).start()
+    if parent is not None:  # None in the worker of somebody else's cluster
+        threading.Thread(target=lambda: os._exit(parent.join() or 1), daemon=True).start()
+
+
+def _begin(work: Callable[..., Any]) -> None:
+    _works.append(work)
+    follow_parent()
 
 
 def _proceed(*task: Any) -> Any:

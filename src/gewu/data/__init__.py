@@ -14,7 +14,7 @@ The files, in the order to read them:
     catalogue                         versions, columns of all samples, filters
     order, loader, packing, images    which sample next; batches; sequences packed to a fixed length; pictures
     piece, convert                    how data comes in, and goes out in the formats of others
-    pipeline, executors               stages over pieces, on processes or Dask
+    pipeline                          stages over pieces, on processes or Dask
     text, pii, minhash, tokens        stages for text
     card, engine, figures             what a data set tells of itself; the engine `data`
 

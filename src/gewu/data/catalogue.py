@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gewu.core.errors import InputError, ResourceError, StoreError
 from gewu.core.files import AtomicFile, DirectoryLock, sha256_of, storage_error, sweep_temporaries, write_atomic
-from gewu.data.fields import Schema, extra
+from gewu.core.machine import extra
+from gewu.data.fields import Schema
 from gewu.data.shard import SUFFIX, Shard, ShardInfo
 from gewu.data.store import Store
 from gewu.formats.parquet import column, extremes, packed

@@ -21,12 +21,12 @@ import numpy as np
 
 from gewu.core import schema
 from gewu.core.context import Context
+from gewu.core.crew import EXECUTORS
 from gewu.core.errors import InputError
 from gewu.core.figure import Figure
 from gewu.core.files import listing_of
 from gewu.core.machine import cores
 from gewu.data import figures as pictures
-from gewu.data.executors import EXECUTORS
 from gewu.data.fields import Schema
 from gewu.data.piece import Source
 from gewu.data.stages import Label, Stamped

@@ -23,7 +23,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from gewu.core.errors import InputError, ResourceError, StoreError
+from gewu.core.errors import InputError, StoreError
 
 NUMBERS: Final = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -34,18 +34,6 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 _ARRAY: Final = re.compile(r"([a-z0-9]+)(?:\[((?:\*|\d{1,15})(?:,(?:\*|\d{1,15}))*)\])?")
 _DEEPEST: Final = 8
 _MOST_FIELDS: Final = 1000
-
-
-def extra(module: str) -> Any:
-    """Import a module that only the extra `data` installs.
-
-    Raises:
-        ResourceError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ResourceError(f"needs the package {module.split('.')[0]}", hint="pip install 'gewu[data]'") from error
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

@@ -38,10 +38,10 @@ from typing import Any, Final
 import numpy as np
 
 from gewu import __version__
+from gewu.core.crew import Crew
 from gewu.core.errors import GewuError, InputError, StoreError
 from gewu.core.files import DirectoryLock, read_capped, storage_error, sweep_temporaries, write_atomic
 from gewu.data.catalogue import BUILT_IN, Catalogue, PartInfo, part_path, write_part
-from gewu.data.executors import Crew
 from gewu.data.fields import Schema
 from gewu.data.piece import Piece, Reject, Source
 from gewu.data.shard import SUFFIX, RollingWriter, Shard, ShardInfo, ShardWriter

@@ -31,7 +31,8 @@ import numpy as np
 from gewu.core.crc32c import crc32c, crc32c_at
 from gewu.core.errors import InputError, StoreError
 from gewu.core.files import AtomicFile, storage_error
-from gewu.data.fields import Schema, extra
+from gewu.core.machine import extra
+from gewu.data.fields import Schema
 from gewu.data.sample import Codec, codec
 
 MAGIC: Final = b"\x89GWS\r\n\x1a\n"

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gewu.core.errors import InputError
-from gewu.data.fields import Schema, extra
+from gewu.core.machine import extra
+from gewu.data.fields import Schema
 from gewu.data.text import Sample, text_of
 
 BEGIN: Final = 256

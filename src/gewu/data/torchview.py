@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gewu.core.errors import InputError
-from gewu.data.fields import extra
+from gewu.core.machine import extra
 
 
 @dataclass(frozen=True)

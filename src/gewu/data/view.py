@@ -20,8 +20,8 @@ import numpy as np
 
 from gewu.core.errors import InputError, StoreError
 from gewu.core.files import write_atomic
+from gewu.core.machine import extra
 from gewu.data.catalogue import Catalogue, Snapshot, check_file, part_path
-from gewu.data.fields import extra
 from gewu.data.shard import SUFFIX
 from gewu.formats.sql import LockedSql
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from gewu.core.errors import InputError
 from gewu.core.files import AtomicFile
-from gewu.formats.packed import Record, pyarrow
+from gewu.core.machine import extra
+from gewu.formats.packed import Record
 
 _ROWS: Final = 1024
 
@@ -30,8 +31,8 @@ class Table(NamedTuple):
 def _open(path: str) -> Any:
     with open(path, "rb") as file:
         parquet = file.read(4) == b"PAR1"
-    pa = pyarrow()
-    return pyarrow("pyarrow.parquet").ParquetFile(path, memory_map=True) if parquet else pa.ipc.open_file(pa.memory_map(path))
+    pa = extra("pyarrow")
+    return extra("pyarrow.parquet").ParquetFile(path, memory_map=True) if parquet else pa.ipc.open_file(pa.memory_map(path))
 
 
 def read_table(path: str) -> Table:
@@ -68,7 +69,7 @@ def _parquet_nulls(file: Any) -> set[str]:
 
 def array_type(arrow: Any) -> str:
     """Return "float64[*,3]" for a list of any number of lists of three numbers, and so on; "" for what is no array."""
-    types, shape = pyarrow().types, []
+    types, shape = extra("pyarrow").types, []
     while types.is_list(arrow) or types.is_large_list(arrow) or types.is_fixed_size_list(arrow):
         shape.append(str(arrow.list_size) if types.is_fixed_size_list(arrow) else "*")
         arrow = arrow.value_type
@@ -90,7 +91,7 @@ def records(path: str, group: int) -> Iterator[Record]:
 
 
 def _values(column: Any) -> list[Any]:
-    types, arrow = pyarrow().types, column.type
+    types, arrow = extra("pyarrow").types, column.type
     if array := array_type(arrow):
         shape = [-1 if axis == "*" else int(axis) for axis in array.partition("[")[2][:-1].split(",")]
         return [_array(value, shape) if value.is_valid else None for value in column]
@@ -130,13 +131,11 @@ class _Sink(io.RawIOBase):
 
 def write_table(path: str, schema: Any, rows: Iterable[list[dict[str, Any]]], parquet: bool = True) -> None:
     """Write groups of rows as a Parquet file (zstd), or as an Arrow file."""
-    pa = pyarrow()
+    pa = extra("pyarrow")
     with AtomicFile(path) as file:
         sink = _Sink(file)
         writer = (
-            pyarrow("pyarrow.parquet").ParquetWriter(sink, schema, compression="zstd")
-            if parquet
-            else pa.ipc.new_file(sink, schema)
+            extra("pyarrow.parquet").ParquetWriter(sink, schema, compression="zstd") if parquet else pa.ipc.new_file(sink, schema)
         )
         with writer:
             for group in rows:

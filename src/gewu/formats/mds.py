@@ -22,7 +22,8 @@ import numpy as np
 
 from gewu.core.errors import InputError
 from gewu.core.files import read_capped
-from gewu.formats.packed import LIMITS, Record, pyarrow
+from gewu.core.machine import extra
+from gewu.formats.packed import LIMITS, Record
 
 INDEX: Final = "index.json"
 INDEX_BYTES: Final = 256 << 20
@@ -102,7 +103,7 @@ def _content(path: str, entry: Entry) -> Any:
             raise InputError(f"does not match its {algorithm} in {INDEX}", file=path)
     if not entry["zip_data"]:
         return data
-    codec = pyarrow().Codec(_CODECS[entry["compression"].partition(":")[0]])
+    codec = extra("pyarrow").Codec(_CODECS[entry["compression"].partition(":")[0]])
     LIMITS.check(entry["raw_data"]["bytes"], len(data))
     return codec.decompress(data, entry["raw_data"]["bytes"], asbytes=True)
 

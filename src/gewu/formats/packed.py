@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import importlib
 import io
 import lzma
 import struct
@@ -13,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, cast
 
-from gewu.core.errors import InputError, ResourceError
+from gewu.core.errors import InputError
+from gewu.core.machine import extra
 
 Record = tuple[str, dict[str, Any] | str]
 """What readers of many records yield: where it stands, and its values by name or, as a text, the reason why it is refused."""
@@ -48,20 +48,9 @@ DAMAGE: Final = (InputError, ValueError, TypeError, LookupError, EOFError, Memor
 """What reading damaged content raises here and in the libraries below; an OSError with a number is the system's refusal."""
 
 
-def pyarrow(module: str = "pyarrow") -> Any:
-    """Return pyarrow, or one of its modules.
-
-    Raises:
-        ResourceError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ResourceError("needs the package pyarrow", hint="pip install 'gewu[data]'") from error
-
-
 _UNPACK: Final[dict[bytes, Callable[[Any], Any]]] = {
-    b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open, b"\x28\xb5\x2f\xfd": lambda file: pyarrow().CompressedInputStream(file, "zstd")
+    **{b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open},
+    b"\x28\xb5\x2f\xfd": lambda file: extra("pyarrow").CompressedInputStream(file, "zstd"),
 }  # fmt: skip
 
 

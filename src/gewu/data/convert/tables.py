@@ -16,11 +16,12 @@ import numpy as np
 
 from gewu.core.errors import InputError
 from gewu.core.files import AtomicFile, read_capped, write_atomic
+from gewu.core.machine import extra
 from gewu.data.convert.fit import RecordPiece, inferred, refused
 from gewu.data.fields import Field, Schema, Type
 from gewu.data.piece import Source
 from gewu.formats import arrow, jsonl
-from gewu.formats.packed import opened, pyarrow
+from gewu.formats.packed import opened
 from gewu.formats.recognise import SCHEMA_SUFFIX
 
 PIECE_BYTES: Final = 64 << 20
@@ -65,7 +66,7 @@ def table_source(paths: Sequence[str], schema: Schema | None = None) -> Source:
 
 def arrow_schema(schema: Schema, form: str) -> Any:
     """Return the Arrow schema of the fields, which carries ours as metadata."""
-    pa = pyarrow()
+    pa = extra("pyarrow")
 
     def of(field: Field, kind: Type) -> Any:
         if kind.item is not None:

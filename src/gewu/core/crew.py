@@ -22,9 +22,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
@@ -32,8 +29,8 @@ from functools import cached_property
 from typing import Any, Final
 
 from gewu.core.errors import InputError, ResourceError
-from gewu.core.machine import set_threads
-from gewu.data.fields import extra
+from gewu.core.machine import extra, set_threads
+from gewu.core.workers import follow_parent
 
 EXECUTORS: Final = ("serial", "processes", "dask")
 _LOST: Final = ("BrokenProcessPool", "KilledWorker")
@@ -109,7 +106,7 @@ class Crew:
             executor: Executor = self._client.get_executor(pure=False)
             return executor
         context = multiprocessing.get_context("spawn")
-        return self._stack.enter_context(ProcessPoolExecutor(1, mp_context=context, initializer=_begin))
+        return self._stack.enter_context(ProcessPoolExecutor(1, mp_context=context, initializer=follow_parent))
 
     @cached_property
     def _most(self) -> int:
@@ -135,15 +132,3 @@ class Crew:
 def _one_thread(work: Callable[[Any], Any], task: Any) -> Any:
     set_threads(1)  # there are as many workers as cores
     return work(task)
-
-
-def _begin() -> None:
-    """Leave Ctrl-C, which reaches all processes, to the parent, and end with it: nobody else would know what this one wrote."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_follow, daemon=True).start()
-
-
-def _follow() -> None:
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os._exit(1)
