@@ -61,8 +61,11 @@ def pyarrow(module: str = "pyarrow") -> Any:
 
 
 _UNPACK: Final[dict[bytes, Callable[[Any], Any]]] = {
-    b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open, b"\x28\xb5\x2f\xfd": lambda file: pyarrow().CompressedInputStream(file, "zstd")
-}  # fmt: skip
+    b"\x1f\x8b": gzip.open,
+    b"\xfd7zXZ\0": lzma.open,
+    b"BZh": bz2.open,
+    b"\x28\xb5\x2f\xfd": lambda file: pyarrow().CompressedInputStream(file, "zstd"),
+}
 
 
 class _Unpacked(io.RawIOBase):
