@@ -94,3 +94,23 @@ def opened(path: str, limits: Limits = LIMITS) -> BinaryIO:
         if file.peek(6).startswith(magic):
             return cast(BinaryIO, io.BufferedReader(_Unpacked(file, unpack(file), limits), 1 << 16))
     return cast(BinaryIO, file)
+
+
+def unpacked(data: bytes, limits: Limits = LIMITS) -> bytes:
+    """Return bytes decompressed if they begin like gzip, xz, bzip2 or zstd, else as they are.
+
+    Raises:
+        InputError: they are damaged, or expand beyond `limits`.
+    """
+    for magic, unpack in _UNPACK.items():
+        if data.startswith(magic):
+            try:
+                file = io.BytesIO(data)
+                with io.BufferedReader(_Unpacked(file, unpack(file), limits), 1 << 16) as stream:
+                    data = stream.read(limits.member_bytes + 1)
+            except (OSError, *DAMAGE) as error:
+                raise InputError(f"cannot be unpacked: {error}") from error
+            if len(data) > limits.member_bytes:
+                raise InputError("is too large when it is unpacked", allowed=f"{limits.member_bytes} bytes")
+            break
+    return data
