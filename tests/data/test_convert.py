@@ -258,6 +258,13 @@ def test_a_schema_that_is_given_is_kept(tmp_path: Path) -> None:
     assert samples[1].reason == "schema-mismatch" and "x.jsonl:2: v: " in samples[1].where
 
 
+def test_two_names_that_become_one_lose_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"a b": 1}\n{"a b": 1, "a_b": 2}\n')
+    types, samples = read(tmp_path / "x.jsonl")
+    assert types == {"a_b": "int64?"} and samples[0] == {"a_b": 1}
+    assert samples[1].reason == "schema-mismatch" and "two names that become one" in samples[1].where
+
+
 def test_names_become_names_of_fields() -> None:
     assert [field_name(name) for name in ("ok", "first name", "2nd", "größe", "a.b-c")] == [
         "ok",

@@ -49,9 +49,11 @@ DAMAGE: Final = (InputError, ValueError, TypeError, LookupError, EOFError, Memor
 
 
 _UNPACK: Final[dict[bytes, Callable[[Any], Any]]] = {
-    **{b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open},
+    b"\x1f\x8b": gzip.open,
+    b"\xfd7zXZ\0": lzma.open,
+    b"BZh": bz2.open,
     b"\x28\xb5\x2f\xfd": lambda file: extra("pyarrow").CompressedInputStream(file, "zstd"),
-}  # fmt: skip
+}
 
 
 class _Unpacked(io.RawIOBase):

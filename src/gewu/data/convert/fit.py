@@ -127,7 +127,7 @@ class RecordPiece:
     def samples(self) -> Iterator[dict[str, Any] | Reject]:
         """Yield the samples, each with every field of the schema, or a `Reject` that names the field that does not fit."""
         steps = [(field.name, field.type, field.name in self.loose) for field in self.schema]
-        form = codec(self.schema)
+        form, known = codec(self.schema), set(self.schema.names)
         for where, record in self.records():
             if isinstance(record, str):
                 yield Reject(record, where)
@@ -137,12 +137,15 @@ class RecordPiece:
                 continue
             raw = {field_name(name): value for name, value in record.items()}
             try:
-                for name in raw.keys() - self.schema.names:
-                    raise self.schema.unknown(name)
+                if not known.issuperset(raw) or len(raw) < len(record):
+                    odd = next((name for name in record if field_name(name) not in known), "two names that become one")
+                    raise self.schema.unknown(odd)
                 packed = form.encode({name: _prepared(raw.get(name), kind, loose) for name, kind, loose in steps})
-                yield form.decode(bytes(packed), 0)  # exactly what the store will give back
+                sample = form.decode(bytes(packed), 0)  # exactly what the store will give back
             except DAMAGE as error:
                 yield Reject("schema-mismatch", f"{where}: {error}")
+            else:
+                yield sample
 
 
 def inferred(
