@@ -21,6 +21,7 @@ import importlib.util
 import json
 import os
 import select
+import signal
 import statistics
 import subprocess
 import sys
@@ -55,7 +56,8 @@ class Process:
         limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.engine = engine
-        self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **limits}, text=True, **pipes)
+        env = {**os.environ, **limits}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=env, text=True, start_new_session=True, **pipes)
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Return the worker's answer.
@@ -74,8 +76,8 @@ class Process:
         return answer
 
     def stop(self) -> None:
-        """End the worker."""
-        self.process.kill()
+        """End the worker and whatever it started."""
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
