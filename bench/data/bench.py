@@ -195,10 +195,13 @@ def _turns(ours: Process, theirs: Process, questions: dict[str, dict[str, Any]],
     rates: Rates = {question: {"gewu": {}, "peer": {}} for question in questions}
     if ours is theirs:
         return rates
-    for turn in range(repeats + 1):
-        for question, request in questions.items():
+    for process in (ours, theirs):
+        process.ask(do="warm")
+    warm, cold = ([name for name in questions if name.startswith("cold") == is_cold] for is_cold in (False, True))
+    for turn, names in [*((turn, warm) for turn in range(repeats + 1)), *((turn + 1, cold) for turn in range(repeats))]:
+        for question in names:
             for side, process in (("gewu", ours), ("peer", theirs)) if question != "limits" else (("gewu", ours),):
-                answer = process.ask(**request)
+                answer = process.ask(**questions[question])
                 if answer.get("resident", 0) > 0.01:
                     raise RuntimeError(f"{process.engine}: {answer['resident']:.0%} of the files stayed in memory")
                 for way, rate in answer["rates"].items() if turn else ():  # the first round fills caches
