@@ -431,10 +431,15 @@ def test_a_full_disk_while_samples_are_added(tmp_path: Path) -> None:
 
 def test_an_exception_while_samples_are_added_adds_nothing(store: Catalogue) -> None:
     writer = StoreWriter(store.root, SCHEMA, COLUMNS, shard_bytes=700)
-    with pytest.raises(RuntimeError), writer:
-        for k in range(30):
-            writer.add(sample(k), source="a")
-        raise RuntimeError
+
+    def add_and_fail() -> None:
+        with writer:
+            for k in range(30):
+                writer.add(sample(k), source="a")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        add_and_fail()
     assert len(store.versions()) == 3 and writer.snapshot is None
     store.collect([1, 2])
     assert store.verify(deep=True) == [] and len(list((store.root / "shards").iterdir())) == store.snapshot().shards

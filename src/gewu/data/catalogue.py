@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gewu.core.errors import InputError, ResourceError, StoreError
 from gewu.core.files import AtomicFile, DirectoryLock, sha256_of, storage_error, sweep_temporaries, write_atomic
@@ -36,7 +36,6 @@ from gewu.formats.parquet import column, extremes, packed
 if TYPE_CHECKING:
     from gewu.data.view import View
 
-Texts: TypeAlias = Mapping[str, str] | None
 BUILT_IN: Final = {"length": "uint32", "hash": "uint64"}
 RESERVED: Final = ("shard", "filename", "file_index", "file_row_number")
 FORMAT: Final = "gewu store version 1"
@@ -97,7 +96,7 @@ def part_path(root: Path, shard: str) -> Path:
     return root / "catalogue" / (shard.removesuffix(SUFFIX) + ".parquet")
 
 
-def write_part(path: str | Path, columns: Mapping[str, Any], meanings: Texts = None, types: Texts = None) -> PartInfo:
+def write_part(path: str | Path, columns: Mapping[str, Any], meanings: Any = None, types: Any = None) -> PartInfo:
     """Write the catalogue of one shard, one row a sample.
 
     Args:
@@ -193,8 +192,8 @@ class Catalogue:
 
     def shards(self, version: int | None = None) -> list[ShardInfo]:
         """Return the shards of a version, in the order in which their samples count."""
-        table = self.table(self.snapshot(version).manifests, ["name", "samples", "bytes", "raw_bytes", "sha256"])
-        rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
+        columns = self.table(self.snapshot(version).manifests, ["name", "samples", "bytes", "raw_bytes", "sha256"]).to_pydict()
+        rows = zip(*columns.values(), strict=True)
         return [ShardInfo(name, samples, size, raw, sha256.hex()) for name, samples, size, raw, sha256 in rows]
 
     def open(self, version: int | None = None, where: str | None = None, on_damage: str = "stop", **options: Any) -> Any:
@@ -202,8 +201,8 @@ class Catalogue:
         if where is not None:
             return self.where(where, version).store(on_damage=on_damage, **options)
         snapshot, folder = self.snapshot(version), self.root / "shards"
-        rows = zip(*(column.to_pylist() for column in self.table(snapshot.manifests, ["name", "samples"]).columns), strict=True)
-        shards = [ShardInfo(name, samples, 0, 0, "") for name, samples in rows]  # a store needs no more of a million of them
+        columns = self.table(snapshot.manifests, ["name", "samples"]).to_pydict()
+        shards = [ShardInfo(name, count, 0, 0, "") for name, count in zip(*columns.values(), strict=True)]  # it needs no more
         return Store(shards, root=folder, schema=snapshot.schema, on_damage=on_damage, **options)
 
     def where(self, condition: str | None, version: int | None = None, limit: int | None = None) -> View:
@@ -337,8 +336,8 @@ class Catalogue:
         for name, row in rows.items():
             attempt(check_file, shard := self.root / "shards" / name, row["bytes"], row["sha256"] if deep else None)
             attempt(check_file, part_path(self.root, name), row["part_bytes"], row["part_sha256"] if deep else None)
-            if deep and (damaged := (attempt(Shard.damaged, Shard(shard)) if attempt(Shard, shard) else None)):
-                problems.append(StoreError(f"{len(damaged)} samples are damaged", file=shard, value=damaged[:20]))
+            if deep and shard.exists():
+                attempt(_check_samples, shard)
         return problems
 
     def collect(self, keep: Iterable[int] = ()) -> list[str]:
@@ -401,6 +400,11 @@ def check_file(path: Path, size: int, sha256: bytes | None = None) -> None:
         raise StoreError("is damaged: it does not match its checksum", file=path)
 
 
+def _check_samples(shard: Path) -> None:
+    if damaged := Shard(shard).damaged():
+        raise StoreError(f"{len(damaged)} samples are damaged", file=shard, value=damaged[:20])
+
+
 def _bytes_of(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -418,13 +422,7 @@ def _compare(ours: Mapping[str, Any], theirs: Mapping[str, Any], **where: Any) -
     """Refuse fields or columns that differ from the store's; name the first."""
     if list(ours.items()) != list(theirs.items()):
         name = next((n for n in (*ours, *theirs) if ours.get(n) != theirs.get(n)), next(iter(theirs)))
-        raise InputError(
-            "differs from the store's, or stands in another place",
-            key=name,
-            value=theirs.get(name),
-            allowed=str(ours.get(name)),
-            **where,
-        )
+        raise InputError("differs from the store's", key=name, value=theirs.get(name), allowed=str(ours.get(name)), **where)
 
 
 def _manifest(shards: Sequence[ShardInfo], parts: Sequence[PartInfo], columns: Mapping[str, str]) -> Any:
