@@ -21,6 +21,7 @@ import importlib.util
 import json
 import os
 import select
+import signal
 import statistics
 import subprocess
 import sys
@@ -55,7 +56,8 @@ class Process:
         limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.engine = engine
-        self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **limits}, text=True, **pipes)
+        env = {**os.environ, **limits}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=env, text=True, start_new_session=True, **pipes)
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Return the worker's answer.
@@ -74,8 +76,8 @@ class Process:
         return answer
 
     def stop(self) -> None:
-        """End the worker."""
-        self.process.kill()
+        """End the worker and whatever it started."""
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
@@ -193,10 +195,13 @@ def _turns(ours: Process, theirs: Process, questions: dict[str, dict[str, Any]],
     rates: Rates = {question: {"gewu": {}, "peer": {}} for question in questions}
     if ours is theirs:
         return rates
-    for turn in range(repeats + 1):
-        for question, request in questions.items():
+    for process in (ours, theirs):
+        process.ask(do="warm")
+    warm, cold = ([name for name in questions if name.startswith("cold") == is_cold] for is_cold in (False, True))
+    for turn, names in [*((turn, warm) for turn in range(repeats + 1)), *((turn + 1, cold) for turn in range(repeats))]:
+        for question in names:
             for side, process in (("gewu", ours), ("peer", theirs)) if question != "limits" else (("gewu", ours),):
-                answer = process.ask(**request)
+                answer = process.ask(**questions[question])
                 if answer.get("resident", 0) > 0.01:
                     raise RuntimeError(f"{process.engine}: {answer['resident']:.0%} of the files stayed in memory")
                 for way, rate in answer["rates"].items() if turn else ():  # the first round fills caches

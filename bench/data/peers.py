@@ -16,7 +16,7 @@ PACKAGES = {
     "mds": ("torch==2.13.0", "torchvision==0.28.0", "mosaicml-streaming==0.13.0", PILLOW),
     "arrayrecord": ("array_record==0.8.6", NUMPY, PILLOW),
     "arrow": ("pyarrow==26.0.1", NUMPY, PILLOW),
-    "datatrove": ("datatrove[processing]==0.10.1",),
+    "datatrove": ("datatrove[io,processing]==0.10.1", "spacy"),
 }
 UNWANTED = {"mds": ("torchvision",)}
 _DONE = ".made"
@@ -24,8 +24,8 @@ _DONE = ".made"
 
 def find(folder: Path, name: str) -> Path | None:
     """Return the Python of one peer's environment in `folder`, or None when it was not made."""
-    python = folder / name / "bin" / "python"
-    return python if python.is_file() and (folder / name / _DONE).is_file() else None
+    python, done = folder / name / "bin" / "python", folder / name / _DONE
+    return python if python.is_file() and done.is_file() and done.read_text() == " ".join(PACKAGES[name]) else None
 
 
 def make(folder: Path) -> list[str]:
@@ -40,7 +40,7 @@ def make(folder: Path) -> list[str]:
         if name in UNWANTED:
             steps.append([python, "-m", "pip", "uninstall", "-q", "-y", *UNWANTED[name]])
         if all(subprocess.run(step, check=False).returncode == 0 for step in steps):
-            (folder / name / _DONE).touch()
+            (folder / name / _DONE).write_text(" ".join(packages))
         else:
             failed.append(name)
     return failed

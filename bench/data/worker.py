@@ -1,9 +1,9 @@
 """One store in a process of its own: `python -m bench.data.worker ENGINE KIND FOLDER COUNT` answers requests, one JSON a line.
 
-Requests (`do`): `pack`, `open` (time, memory), `check` (digests of given samples by every way to read), `random` and `batch`
-(samples per second over the given seconds), `scan`, `decode` (random reads with the JPEG decoded), `evict` (drop the files from
-the page cache) and `versions`. The indices come from a fixed seed, the same for every engine. `cold` stands for: closed, evicted,
-opened again, one pass over few indices. `limits` measures what gewu cannot beat.
+Requests (`do`): `pack`, `open` (time, memory), `warm` (page cache filled), `check` (digests of given samples by every way to
+read), `random` and `batch` (samples per second over the given seconds), `scan`, `decode` (random reads with the JPEG decoded),
+`cold` (closed, evicted, opened again, one pass over few indices), `limits` (what gewu cannot beat) and `versions`. The indices
+come from a fixed seed, the same for every engine.
 
 Evicted means: flushed to the disk, `posix_fadvise(DONTNEED)` on every file while none is mapped, then asked with `mincore` how
 much is still there (`resident`, a share). The disk's own cache, and the host's below a virtual disk, are out of reach.
@@ -101,6 +101,16 @@ class Worker:
             self.engine.one()(0)
             seconds.append(time.perf_counter() - started)
         return {"start": seconds[0], "seconds": seconds[1], "rss_mb": memory("RssAnon")}
+
+    def warm(self) -> dict[str, Any]:
+        """Read all files into the page cache, open the store and go through the samples for at most three seconds."""
+        for path in self.folder.rglob("*"):
+            if path.is_file():
+                with open(path, "rb") as stream:
+                    while stream.read(1 << 24):
+                        pass
+        self.open()
+        return self.scan(3.0)
 
     def check(self, indices: list[int]) -> dict[str, Any]:
         """Return the digest of the samples at `indices` as stored, made anew and compared byte for byte with every read."""

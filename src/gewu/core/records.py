@@ -88,15 +88,15 @@ def read(table: Any, steps: Any, number: Any, into: Any) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
-def check(table: Any, numbers: Any, places: Any, begin: Any) -> Any:
-    """Write places from `begin` on, until half a cache is full; return where it stopped. The next record is asked for early."""
+def check(table: Any, numbers: Any, places: Any, sizes: Any, begin: Any) -> Any:
+    """Write places and bytes from `begin` on, until half a cache is full, and return where it stopped; ask for each record early."""
     left, k = np.int64(_CACHE), begin
     file, address, start, size = _find(table, numbers[k])
     while k < len(numbers) and left > 0:
         last_file, last, last_start, last_size = file, address, start, size
         if k + 1 < len(numbers):
             file, address, start, size = _find(table, numbers[k + 1])
-        places[k] = CLOSED
+        places[k], sizes[k] = CLOSED, last_size
         if last != 0:
             good = crc32c_at(last + 4, last_size - 4) == load_32(last)
             places[k] = last_file << FILE_BITS | last_start if good else DAMAGED
@@ -105,14 +105,14 @@ def check(table: Any, numbers: Any, places: Any, begin: Any) -> Any:
 
 
 @numba.njit(cache=True)
-def fill_all(table: Any, steps: Any, numbers: Any, places: Any, begin: Any, end: Any, blank: Any, records: Any) -> Any:
+def fill_all(table: Any, steps: Any, places: Any, sizes: Any, begin: Any, end: Any, blank: Any, records: Any) -> Any:
     """Put copies of the dict `blank`, filled, into the list `records`; return how many were not read."""
     missing = 0
     for k in range(begin, end):
         if places[k] >= 0:
-            file, address, _, size = _find(table, numbers[k])
-            owner, record = word(word(table + 32) + 8 * file), new_dict(blank)
-            if record == 0 or fill(steps, address, size, owner, record):
+            file, record = places[k] >> FILE_BITS, new_dict(blank)
+            address, owner = word(word(table + 16) + 8 * file) + (places[k] & OFFSET), word(word(table + 32) + 8 * file)
+            if record == 0 or fill(steps, address, sizes[k], owner, record):
                 forget_error()
                 places[k] = DAMAGED
             if record != 0:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -254,13 +255,13 @@ class Store:
 
     def _samples(self, plan: Plan, numbers: Any, found: _Found) -> tuple[list[Any], Any, int]:
         """Return a dict for each sample, the places as `_read` returns them, and how many of these are below 0: not read."""
-        places, begin, asked, missing = np.empty(len(numbers), np.int64), 0, 0, 0
+        (places, sizes), begin, asked, missing = np.empty((2, len(numbers)), np.int64), 0, 0, 0
         samples: list[Any] = [None] * len(numbers)
         while begin < len(numbers):
             asked = records.ask(found.table, numbers, begin, asked) if found.large else 0
-            end = records.check(found.table, numbers, places, begin)
+            end = records.check(found.table, numbers, places, sizes, begin)
             steps, blank = plan.steps.address, id(plan.blank)
-            missing += records.fill_all(found.table, steps, numbers, places, begin, end, blank, id(samples))
+            missing += records.fill_all(found.table, steps, places, sizes, begin, end, blank, id(samples))
             begin = end
         if plan.rest is not None:
             for k, place in enumerate(places.tolist()):
@@ -293,13 +294,16 @@ class Store:
 
     def iterate(self, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield samples in order; damaged ones are left out, unless the policy is to stop."""
+        return chain.from_iterable(self._blocks(start, stop))
+
+    def _blocks(self, start: int, stop: int | None) -> Iterator[Iterable[Any]]:
         stop, limit = self._length if stop is None else min(stop, self._length), start
         while start < stop:
             if start >= limit:
                 found, limit = self._find([start]), int(self._first[self.locate(start)[0] + 1])
             numbers = np.arange(start, min(start + _BLOCK, stop, limit))
             samples, missing = self._read(numbers, found)
-            yield from filter(None, samples) if missing else samples  # type: ignore[misc]
+            yield filter(None, samples) if missing else samples
             start += len(numbers)
 
     def batch(self, numbers: Sequence[int] | Any, fields: Sequence[str] | None = None, index: Any = None) -> dict[str, Any]:
