@@ -93,7 +93,7 @@ def read(table: Any, steps: Any, number: Any, into: Any) -> Any:
 @numba.njit(cache=True, nogil=True)
 @stamped
 def check(table: Any, numbers: Any, places: Any, sizes: Any, begin: Any) -> Any:
-    """Write places and bytes from `begin` on, until half a cache is full; return where it stopped. Records are asked early."""
+    """Write places and bytes from `begin` on until half a cache is full, return where it stopped; ask for records early."""
     left, k = np.int64(_CACHE), begin
     file, address, start, size = _find(table, numbers[k])
     while k < len(numbers) and left > 0:
