@@ -81,10 +81,12 @@ def compare(ours: Sequence[float], theirs: Sequence[float], unit: str = "s") -> 
 
 
 def record(path: Path | None, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Complete the records with machine and commit, print them and, if there is a path and a record, write them there."""
+    """Complete the records with machine and commit, where they have none of their own, print them and, if there is a path and a
+    record, write them there.
+    """
     shared = {"machine": machine(), "commit": commit()}
     records = [
-        {**{key: {**entry, **shared}[key] for key in KEYS}, **{key: entry[key] for key in EXTRA if key in entry}}
+        {**{key: {**shared, **entry}[key] for key in KEYS}, **{key: entry[key] for key in EXTRA if key in entry}}
         for entry in entries
     ]
     text = json.dumps(records, indent=1, ensure_ascii=False)

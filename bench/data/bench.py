@@ -10,7 +10,7 @@ single and batched reads of both sides; `accuracy` has all: `one`, `batch`, `col
 pictures `decode` (read and decoded by Pillow) and `limits` (samples per second of only copying their bytes, of only computing
 their checksum, and of reading them as views, checked and not copied), and opening: `start_ms` with the import of the libraries,
 `open_ms` without, `process_mb` after it. `sequential-1k6`: one pass in order, the faster way of each side. The other cases are
-modules of this folder with a `run` of their own.
+modules of this folder with a `run` of their own; `ingest-5m`, which takes an hour, is measured only when it is asked for.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 
 from bench.data import peers
 from bench.data.samples import COUNTS, make_pictures
-from bench.run import compare, versions
+from bench.run import compare, record, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = Path(__file__).resolve().parent / "work"
@@ -40,6 +40,7 @@ OTHERS = {
     **{"order-1e11": "order", "catalogue": "catalogue", "ingest-5m": "ingest", "dedup-20k": "dedup"},
     **{"pipeline-2p": "pipeline", "loader-1k6": "loader"},
 }
+LONG = ("ingest-5m",)
 REPEATS = 5
 SECONDS = 0.4
 COLD = {"small": 2048, "large": 1024}
@@ -86,7 +87,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     for kind in dict.fromkeys(CASES[name] for name in wanted):
         records += measure(kind, [name for name in wanted if CASES[name] == kind], folder.resolve(), options.repeats)
     order = list(CASES)
-    records.sort(key=lambda record: order.index(record["case"]))
+    records.sort(key=lambda made: order.index(made["case"]))
     for name, module in OTHERS.items():
         if _asked(name, options.case):
             records += _other(name, module, options)
@@ -98,10 +99,17 @@ def _asked(name: str, asked: Sequence[str]) -> bool:
 
 
 def _other(name: str, module: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run another module; a case of `LONG` only when it is asked for, which records it: else return what was recorded."""
     if importlib.util.find_spec(f"bench.data.{module}") is None:
         print(f"data: {name} skipped, there is no bench/data/{module}.py", file=sys.stderr)
         return []
+    path = Path(__file__).with_name(f"{module}.json")
+    if name in LONG and name not in options.case:
+        print(f"data: {name} as recorded; `python -m bench.run data --case {name}` measures it", file=sys.stderr)
+        return json.loads(path.read_text()) if path.exists() else []
     records: list[dict[str, Any]] = importlib.import_module(f"bench.data.{module}").run(options)
+    if name in LONG and records:
+        record(path, records)
     return records
 
 
@@ -130,9 +138,9 @@ def measure(kind: str, names: Sequence[str], folder: Path, repeats: int) -> list
     records = []
     for name in names:
         for peer, found in rates.items():
-            record = _record(name, peer, found, {engine: opened[engine] for engine in ("gewu", peer)})
-            records.append({**record, "versions": {**versions("gewu", "numba"), **packages[peer]}})
-            print(f"{name} {peer}: {record['ratio']} {json.dumps(record['accuracy'])}", file=sys.stderr, flush=True)
+            made = _record(name, peer, found, {engine: opened[engine] for engine in ("gewu", peer)})
+            records.append({**made, "versions": {**versions("gewu", "numba"), **packages[peer]}})
+            print(f"{name} {peer}: {made['ratio']} {json.dumps(made['accuracy'])}", file=sys.stderr, flush=True)
     return records
 
 

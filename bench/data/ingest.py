@@ -2,11 +2,11 @@
 
 `python -m bench.data.ingest --files 50000` tries it; the folder it works in needs 8 kB a file (40 GB for five million), and is
 empty again at the end. Files are log-normal in size (200 to 4096 bytes, mean 1.2 kB), 1000 in a folder. gewu reads them with
-two processes, computes a CRC-32C and a hash of each, and writes shards and catalogue; tar has one process. Both flush to the disk
-at the end. They take turns, the one that came first comes second next; `cold` means that the content of all files was dropped
-from memory before (posix_fadvise). `accuracy` has files/s and MB/s of both, the greatest memory so far of the parent and of a worker
-after 10, 50 and 100 % of the files, and bytes of index (offsets, schema, catalogue, manifests, receipts) for each sample. The store
-is checked: every CRC, and 1000 files byte for byte.
+two processes, computes a CRC-32C and a hash of each, and writes shards and catalogue; tar has one process. Both flush to the
+disk at the end. They take turns, the one that came first comes second next; `cold` means that the content of all files was
+dropped from memory before (posix_fadvise). `accuracy` has files/s and MB/s of both, the greatest memory so far of the parent and
+of a worker after 10, 50 and 100 % of the files, and bytes of index (offsets, schema, catalogue, manifests, receipts) for each
+sample. The store is checked: every CRC, and 1000 files byte for byte.
 """
 
 from __future__ import annotations

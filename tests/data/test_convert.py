@@ -415,6 +415,9 @@ def test_folders_of_texts_pictures_and_anything(tmp_path: Path) -> None:
     assert source(pictures).columns == ("label",)
     types, samples = read(mixed)
     assert types == {"path": "text", "data": "bytes"} and len(samples) == 30
+    (texts / "z").mkdir()
+    (texts / "z" / "1.gz").write_bytes(b"\x1f\x8b\xff")  # one that is no text, far behind
+    assert read(texts)[0] == {"path": "text", "data": "bytes"}
     types, _ = read(texts, content="bytes")
     assert types == {"path": "text", "data": "bytes"}
 

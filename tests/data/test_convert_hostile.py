@@ -492,10 +492,10 @@ def test_hdf5_that_points_at_other_files(tmp_path: Path) -> None:
     [
         ("2\nLattice=\"1 0 0 0 1 0 0 0 1\"\nSi 0 0 0\n", "fewer lines than atoms"), ("-1\n\n", "number of atoms"),
         ("x\n", "not an integer"),
-        ("1\n\nSi 0 0 nan\n", "pos: a number is wrong"), ("1\n\nQq 0 0 0\n", "of elements are needed"),
-        ("1\n\nSi 0 0\n", "too few columns"),
+        ("1\n\nSi 0 0 nan\n", "pos: not a finite number"), ("1\n\nQq 0 0 0\n", "unknown element"),
+        ("1\n\nSi 0 0\n", "wrong number of columns"),
         ("1\nProperties=species:S:1:pos:R:2\nSi 0 0\n", "are needed"),
-        ("1\nProperties=species:S:1:pos:R:3:f:R:999\nSi 0 0 0\n", "too few"),
+        ("1\nProperties=species:S:1:pos:R:3:f:R:999\nSi 0 0 0\n", "wrong number"),
         ("1\nProperties=species:S:1:pos:R:3:f:Q:1\nSi 0 0 0 1\n", "not understood"),
         ('1\nLattice="1 0 0"\nSi 0 0 0\n', "nine numbers"),
         ("1\npbc=maybe\nSi 0 0 0\n", "three of pbc"), ("99999999\n\n", "fewer lines"),

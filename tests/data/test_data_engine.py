@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import re
 import shutil
@@ -25,9 +27,9 @@ from gewu.data import figures
 from gewu.data.catalogue import Catalogue
 from gewu.data.engine import Config, recognise, run
 from gewu.data.fields import Schema
-from gewu.data.piece import Reject
 from gewu.data.sample import codec
-from gewu.data.stages import Label, Unpack
+from gewu.data.stages import Label
+from gewu.formats.packed import Limits, unpacked
 from gewu.jobs.job import Job
 from gewu.jobs.result import Result
 from gewu.jobs.run import run_job
@@ -264,6 +266,13 @@ def test_a_stage_without_its_field_and_too_many_refusals_are_told(folder: Path) 
         assert (outcome.exit_code, said in outcome.reason) == (2, True), outcome.reason
 
 
+def test_a_store_inside_its_source_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "a.txt").write_text("a text")
+    assert main(["run", "."]) == 2
+    assert "lies inside its source" in capsys.readouterr().err
+    assert not list(folder.glob("*.store"))
+
+
 def test_ranks_are_refused(folder: Path) -> None:
     class Two:
         size = 2
@@ -274,20 +283,23 @@ def test_ranks_are_refused(folder: Path) -> None:
 
 
 def test_packed_bytes_are_unpacked_within_limits() -> None:
-    unpack = Unpack("data", limit=100)
-    assert unpack({"data": b"plain"}) == {"data": b"plain"}
-    assert unpack({"data": gzip.compress(b"a" * 60) + gzip.compress(b"b" * 40)}) == {"data": b"a" * 60 + b"b" * 40}
-    for data, reason in (
-        (gzip.compress(b"a" * 60) + gzip.compress(b"b" * 41), "too-large-unpacked"),
-        (gzip.compress(bytes(10**8)), "too-large-unpacked"),
-        (gzip.compress(b"a" * 60)[:-9], "damaged-gzip"),
-        (gzip.compress(b"a" * 60)[:20] + b"\xff" * 20, "damaged-gzip"),
-        (b"\x1f\x8b\x08", "damaged-gzip"),
+    assert unpacked(b"plain") == b"plain"
+    assert unpacked(gzip.compress(b"a" * 60) + gzip.compress(b"b" * 40)) == b"a" * 60 + b"b" * 40
+    assert unpacked(lzma.compress(b"a" * 60)) == unpacked(bz2.compress(b"a" * 60)) == b"a" * 60
+    small = Limits(member_bytes=100, free_bytes=1000)
+    assert len(unpacked(gzip.compress(bytes(100)), small)) == 100
+    for data, said in (
+        (gzip.compress(bytes(101)), "too large when it is unpacked"),
+        (gzip.compress(bytes(10**8)), "too large|expands too much"),
+        (gzip.compress(b"a" * 60)[:-9], "cannot be unpacked"),
+        (gzip.compress(b"a" * 60)[:20] + b"\xff" * 20, "cannot be unpacked"),
+        (b"\x1f\x8b\x08", "cannot be unpacked"),
+        (lzma.compress(b"a" * 60)[:-9], "cannot be unpacked"),
     ):
-        refused = unpack({"data": data, "path": "x/y.gz"})
-        assert isinstance(refused, Reject)
-        assert refused.reason == reason
-        assert refused.where.startswith("x/y.gz")
+        with pytest.raises(InputError, match=said):
+            unpacked(data, small)
+    with pytest.raises(InputError, match="expands too much"):
+        unpacked(gzip.compress(bytes(10**7)), Limits(free_bytes=1 << 20))
 
 
 def test_the_share_for_validation_depends_on_the_sample_alone() -> None:

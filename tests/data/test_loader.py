@@ -190,6 +190,24 @@ def test_a_loader_is_a_stream(store: Store) -> None:
     assert list(loader) == []
 
 
+class Counted(WindowOrder):
+    """A window order that counts how often one is laid out."""
+
+    made = 0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        Counted.made += 1
+        super().__init__(*arguments, **options)
+
+
+def test_an_order_is_laid_out_once_an_epoch(store: Store) -> None:
+    Counted.made = 0
+    loader = Loader(store, 10, order=Counted(store.shard_sizes, 1), epochs=3)
+    for _ in loader:
+        loader.state()  # also where the next epoch is read ahead already
+    assert Counted.made == 3
+
+
 def test_random_numbers_keyed_by_position_are_the_same_in_every_world(store: Store) -> None:
     def noisy(sample: dict[str, Any]) -> dict[str, Any]:
         return {"noise": float(uniform(7, 1, sample["_position"])), "id": sample["id"]}

@@ -60,7 +60,8 @@ def test_what_comes_out_is_what_the_stages_say(tmp_path: Path) -> None:
     assert all(len(where) == min(EXAMPLES, refused[reason]) for reason, where in summary.examples.items())
     assert summary.examples["unreadable"] == ["line 0", "line 50", "line 100"]
     assert summary.examples["not-of-2"][:2] == ["part-0#1", "part-0#3"]
-    assert len(summary.shards) > 5 and summary.bytes == sum(p.stat().st_size for p in (tmp_path / "a.store/shards").iterdir())
+    sizes = {row["name"]: row["bytes"] for row in summary.shards}
+    assert len(sizes) > 5 and sizes == {p.name: p.stat().st_size for p in (tmp_path / "a.store/shards").iterdir()}
     assert Catalogue(tmp_path / "a.store").verify(deep=True) == []
     rows = Catalogue(tmp_path / "a.store").sql("SELECT number, k FROM samples WHERE k = 1 ORDER BY number")
     assert rows == [{"number": s["number"], "k": 1} for s in samples if s["k"] == 1]
@@ -167,6 +168,22 @@ def test_duplicates_are_dropped_over_all_pieces(tmp_path: Path) -> None:
     assert caught.value.key == "pieces"
 
 
+def test_progress_counts_up_over_all_steps(tmp_path: Path) -> None:
+    seen: list[tuple[float, float]] = []
+    pipeline = Pipeline(numbers(4), STAGES, tmp_path / "a", dedup=Residues(37), shard_bytes=3000)
+    pipeline.run(progress=lambda done, total, **numbers: seen.append((done, total)))
+    assert seen == sorted(seen) and seen[3] == (4, 12) and seen[-1] == (12, 12)
+
+
+def test_refusals_name_the_path_of_the_sample(tmp_path: Path) -> None:
+    schema = Schema.of({"path": "text", "number": "int64"})
+    with ShardWriter(tmp_path / "x.gws", schema) as writer:
+        writer.add({"path": "a/b.txt", "number": 3})
+        writer.add({"path": "", "number": 5})
+    summary = Pipeline(source_from(Store([tmp_path / "x.gws"])), (Multiples(2), Raises(5)), tmp_path / "a").run()
+    assert summary.examples == {"not-of-2": ["a/b.txt", "x#1"]}
+
+
 def test_duplicates_of_nothing(tmp_path: Path) -> None:
     summary = Pipeline(numbers(2), (Multiples(1000), Multiples(7)), tmp_path / "a", dedup=Residues(3)).run()
     assert summary.samples_out == 1  # number 0
@@ -229,7 +246,7 @@ def test_stop_ends_between_pieces_and_the_next_run_goes_on(tmp_path: Path, how: 
     summary = pipeline.run(*how, progress=lambda done, total, **rest: seen.append((done, total)), stop=lambda: bool(seen))
     assert seen[0] == (1, 6) and len(seen) == summary.done < 6 and summary.version == 0
     assert {path.stem for path in (tmp_path / "a/receipts").iterdir()} >= {"part-5"}  # the largest comes first
-    assert pipeline.run(*how).version == 1
+    assert pipeline.run().version == 1
     dataclasses.replace(pipeline, root=tmp_path / "b").run()
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 

@@ -102,17 +102,6 @@ def _step(typing: Any, crc: Any, word: Any) -> Any:
 
 
 @intrinsic
-def store_64(typing: Any, address: Any, word: Any) -> Any:
-    """Write 8 bytes at an address."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[1], builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
-
-
-@intrinsic
 def prefetch(typing: Any, address: Any) -> Any:
     """Ask for the cache line at an address; any address will do."""
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from gewu.core.crc32c import load_32, load_64, store_64
+from gewu.core.crc32c import load_32, load_64
 from gewu.core.device import load_numba
 
 numba = load_numba()
@@ -27,8 +27,7 @@ AVAILABLE: Final = sys.implementation.name == "cpython" and not numba.config.DIS
 _NEW_ARRAY, _SET_BASE = 94, 282  # places of PyArray_NewFromDescr and PyArray_SetBaseObject in NumPy's table
 _BLOB, _TEXT, _FREE, _ARRAY, _SIGNED, _UNSIGNED, _BOOL, _FLOAT32, _FLOAT64 = range(9)
 _NUMBERS: Final = {
-    **{f"int{bits}": (_SIGNED, bits) for bits in (8, 16, 32, 64)},
-    **{f"uint{bits}": (_UNSIGNED, bits) for bits in (8, 16, 32, 64)},
+    **{f"{u}int{bits}": (_UNSIGNED if u else _SIGNED, bits) for u in ("", "u") for bits in (8, 16, 32, 64)},
     **{"bool": (_BOOL, 8), "float32": (_FLOAT32, 32), "float64": (_FLOAT64, 64)},
 }
 _ROW: Final = 40  # bytes of a step: what to make, its key, place of the value or of its end, of the end before, bits or array
@@ -55,18 +54,13 @@ _hold = types.ExternalFunction("Py_IncRef", types.void(_p))
 _release = types.ExternalFunction("Py_DecRef", types.void(_p))
 
 
-def _name_numpy_functions() -> None:
-    """Make two functions of NumPy known to the linker of compiled code."""
-    pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    capsule = importlib.import_module("numpy._core._multiarray_umath")._ARRAY_API  # where extensions get it
-    table = ctypes.cast(pointer(capsule, None), ctypes.POINTER(ctypes.c_void_p))
-    binding.add_symbol("gewu_new_array", table[_NEW_ARRAY])
-    binding.add_symbol("gewu_set_base", table[_SET_BASE])
-
-
-if AVAILABLE:
-    _name_numpy_functions()
+if AVAILABLE:  # make two functions of NumPy known to the linker of compiled code
+    _pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    _pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    _capsule = importlib.import_module("numpy._core._multiarray_umath")._ARRAY_API  # where extensions get it
+    _table = ctypes.cast(_pointer(_capsule, None), ctypes.POINTER(ctypes.c_void_p))
+    binding.add_symbol("gewu_new_array", _table[_NEW_ARRAY])
+    binding.add_symbol("gewu_set_base", _table[_SET_BASE])
 
 
 @numba.njit(inline="always")
@@ -93,18 +87,18 @@ def _number(action: Any, bits: Any, address: Any) -> Any:
 def _array(spec: Any, record: Any, at: Any, end: Any, owner: Any) -> Any:
     """Make a view of an array that lies between two places of a record; 0 when it does not fit there.
 
-    `spec`: address of words: ndarray, dtype, bytes of a number, axes, lengths of the axes (-1: a u32 in front), room for these.
+    `spec`: address of words: ndarray, dtype, bytes of a number, axes, their lengths (-1: a u32 in front), the same with room.
     """
     item, axes, count = word(spec + 16), word(spec + 24), np.int64(1)
     shape = spec + 32 + 8 * axes
     for k in range(0, 8 * axes, 8):
         length = word(spec + 32 + k)
         if length < 0:
+            copy(shape + k, record + at, 4)
             length, at = np.int64(load_32(record + at)), at + 4
         if length > 0 and count > end // length:
             return np.int64(0)
         count *= length
-        store_64(shape + k, length)
     align = min(item, 8)
     at = (at + align - 1) // align * align
     if count * item > max(end - at, 0):
@@ -113,9 +107,7 @@ def _array(spec: Any, record: Any, at: Any, end: Any, owner: Any) -> Any:
     array = _new_array(word(spec), word(spec + 8), axes, shape, 0, record + at, 0, 0)
     if array != 0:
         _hold(owner)
-        if _set_base(array, owner) != 0:
-            _release(array)
-            return np.int64(0)
+        _set_base(array, owner)  # fails only where there is one already
     return array
 
 
@@ -151,23 +143,22 @@ def fill(steps: Any, record: Any, size: Any, owner: Any, into: Any) -> Any:
             else:
                 value = _new_bytes(record + begin, end - begin)
         failed = value == 0 or _set_item(into, word(row + 8), value) != 0
-        if value != 0:
-            _release(value)
+        _release(value)  # nothing happens to 0
         if failed:
             return -1
     return 0
 
 
 class Steps:
-    """How `fill` reads a record; the record's variable fields begin at `head`, and u32 numbers in it say where they end.
+    """How `fill` reads a record of at most `most` fields; the variable ones begin at `head`, u32 numbers say where they end.
 
     Attributes:
-        address: of the words, after `done`.
+        address: of the words: number of steps, `head`, steps.
     """
 
-    def __init__(self, head: int) -> None:
-        self._words, self._kept = [0, head], list[Any]()
-        self.address = 0
+    def __init__(self, head: int, most: int) -> None:
+        self._words, self._kept = np.zeros(2 + 5 * most, np.int64), list[Any]()
+        self._words[1], self.address = head, int(self._words.ctypes.data)
 
     def blob(self, name: str, text: bool, end: int, before: int) -> None:
         """Add bytes or a UTF-8 text, whose end stands at `end`, and that of the field before at `before` (0: it is the first)."""
@@ -181,18 +172,13 @@ class Steps:
 
     def array(self, name: str, dtype: np.dtype[Any], shape: tuple[int | None, ...], place: int, before: int) -> None:
         """Add an array at `place`, or with free axes (None), whose lengths stand in front of it, as of `blob`."""
-        axes = [-1 if axis is None else axis for axis in shape]
-        spec = np.array([id(np.ndarray), id(dtype), dtype.itemsize, len(axes), *axes, *axes], np.int64)
+        axes = [*(-1 if axis is None else axis for axis in shape), *(axis or 0 for axis in shape)]
+        spec = np.array([id(np.ndarray), id(dtype), dtype.itemsize, len(shape), *axes], np.int64)
         self._kept += [dtype, spec]
         self._add(_FREE if None in shape else _ARRAY, name, place, before, spec.ctypes.data)
 
     def _add(self, action: int, name: str, *numbers: int) -> None:
-        self._kept.append(name)
-        self._words += [action, id(name), *numbers]
+        at = 2 + 5 * self._words[0]
+        self._words[at : at + 5] = action, id(name), *numbers
         self._words[0] += 1
-
-    def done(self) -> None:
-        """Write the words to where compiled code finds them."""
-        words = np.array(self._words, np.int64)
-        self._kept.append(words)
-        self.address = int(words.ctypes.data)
+        self._kept.append(name)

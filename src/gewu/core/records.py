@@ -8,6 +8,7 @@ is file << 40 | offset, or `CLOSED` (the file is not mapped) or `DAMAGED`.
 
 from __future__ import annotations
 
+import mmap
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +22,11 @@ numba = load_numba()
 CLOSED, DAMAGED = -1, -2
 FILE_BITS: Final = 40  # bits of an offset; those above are the number of the file
 OFFSET: Final = (1 << FILE_BITS) - 1
+LARGE: Final = 1 << 14  # bytes from which on a record that is not in memory is asked from the disk as a whole
+_PAGE, _WILL_NEED = mmap.PAGESIZE, getattr(mmap, "MADV_WILLNEED", 3)
+_MOST: Final = 1 << 22, 32  # bytes of a record and number of records that are asked from the disk at once
+_mincore = numba.types.ExternalFunction("mincore", numba.types.int32(numba.int64, numba.int64, numba.int64))
+_madvise = numba.types.ExternalFunction("madvise", numba.types.int32(numba.int64, numba.int64, numba.int32))
 _AHEAD: Final = 4096  # bytes of a record that are asked for at once
 _CACHE: Final = 1 << 18  # bytes that are checked and then turned into objects while they are in the cache
 
@@ -45,14 +51,24 @@ def _find(table: Any, number: Any) -> Any:
     return low, base + start, start, size
 
 
-@numba.njit(inline="always")
-def _good(address: Any, size: Any) -> Any:
-    return crc32c_at(address + 4, size - 4) == load_32(address)
+@numba.njit
+def _ask(address: Any, size: Any) -> None:
+    """Have a record read from the disk if its last page is not in memory; a fault brings 64 kB at most, and waits for them."""
+    begin, end = address // _PAGE * _PAGE, address + min(size, _MOST[0])
+    there = np.zeros(1, np.uint8)
+    if _mincore((end - 1) // _PAGE * _PAGE, 1, there.ctypes.data) == 0 and there[0] & 1 == 0:
+        _madvise(begin, end - begin, _WILL_NEED)
 
 
-@numba.njit(inline="always")
-def _owner(table: Any, file: Any) -> Any:
-    return word(word(table + 32) + 8 * file)
+@numba.njit(cache=True, nogil=True)
+def ask(table: Any, numbers: Any, begin: Any, asked: Any) -> Any:
+    """Have the next records from `begin` on read from the disk, those before `asked` were; return what `asked` is now."""
+    for k in range(max(begin, asked), min(begin + _MOST[1], len(numbers))):
+        _, address, _, size = _find(table, numbers[k])
+        if address != 0:
+            _ask(address, size)
+        asked = k + 1
+    return asked
 
 
 @numba.njit(cache=True)
@@ -61,9 +77,11 @@ def read(table: Any, steps: Any, number: Any, into: Any) -> Any:
     file, address, start, size = _find(table, number)
     if address == 0:
         return np.int64(CLOSED)
-    if not _good(address, size):
+    if size >= LARGE:
+        _ask(address, size)
+    if crc32c_at(address + 4, size - 4) != load_32(address):
         return np.int64(DAMAGED)
-    if fill(steps, address, size, _owner(table, file), into):
+    if fill(steps, address, size, word(word(table + 32) + 8 * file), into):
         forget_error()
         return np.int64(DAMAGED)
     return file << FILE_BITS | start
@@ -80,7 +98,8 @@ def check(table: Any, numbers: Any, places: Any, begin: Any) -> Any:
             file, address, start, size = _find(table, numbers[k + 1])
         places[k] = CLOSED
         if last != 0:
-            places[k] = last_file << FILE_BITS | last_start if _good(last, last_size) else DAMAGED
+            good = crc32c_at(last + 4, last_size - 4) == load_32(last)
+            places[k] = last_file << FILE_BITS | last_start if good else DAMAGED
         left, k = left - last_size, k + 1
     return k
 
@@ -92,8 +111,8 @@ def fill_all(table: Any, steps: Any, numbers: Any, places: Any, begin: Any, end:
     for k in range(begin, end):
         if places[k] >= 0:
             file, address, _, size = _find(table, numbers[k])
-            record = new_dict(blank)
-            if record == 0 or fill(steps, address, size, _owner(table, file), record):
+            owner, record = word(word(table + 32) + 8 * file), new_dict(blank)
+            if record == 0 or fill(steps, address, size, owner, record):
                 forget_error()
                 places[k] = DAMAGED
             if record != 0:

@@ -102,6 +102,8 @@ def source_of(config: Config) -> Source:
 
     sources: list[Source] = []
     for path in config.source:
+        if Path(config.store).resolve().is_relative_to(Path(path).resolve()):
+            raise InputError("lies inside its source", key="data.store", value=config.store, hint="run gewu in another folder")
         kind = convert.format_of(path) if config.format == "auto" else config.format
         if kind == "store" and (Path(path) / "versions").is_dir():
             with closing(Catalogue(path).open(where=config.where or None, on_damage="skip")) as store:

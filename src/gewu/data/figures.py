@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -14,9 +13,9 @@ import numpy as np
 from gewu.core.context import Context
 from gewu.core.errors import InputError
 from gewu.core.figure import Figure
-from gewu.formats.pictures import decode_image
+from gewu.formats.pictures import thumbnail
 
-EXCERPT, THUMBNAIL, MOST_BARS = 400, 96, 24
+EXCERPT, THUMBNAIL, MOST_BARS = 400, 128, 24
 
 
 def record(ctx: Context, facts: Any, rejects: dict[str, int]) -> None:
@@ -41,15 +40,10 @@ def record(ctx: Context, facts: Any, rejects: dict[str, int]) -> None:
 def shown(value: Any) -> str:
     """Return a value of a sample as a report shows it: an excerpt of text, first numbers, or a small picture as a data URL."""
     if isinstance(value, bytes | memoryview):
-        from PIL import Image
-
         try:
-            picture = Image.fromarray(decode_image(bytes(value)))
+            return f"data:image/png;base64,{base64.b64encode(thumbnail(bytes(value), THUMBNAIL)).decode()}"
         except InputError:
             return f"{len(value):,} bytes"
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        picture.save(sink := io.BytesIO(), "PNG")
-        return f"data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()}"
     if isinstance(value, np.ndarray):
         first = ", ".join(f"{number:.6g}" for number in value.ravel()[:12].tolist())
         return f"{value.dtype}{list(value.shape)}: {first}{' …' if value.size > 12 else ''}"

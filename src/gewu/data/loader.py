@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Self
 
 import numpy as np
@@ -119,10 +119,12 @@ class Loader(Stream):
         self.work, self.kind, self.workers = Work(store, fields, transform, collate), kind, workers
         self.device, self.sharding = device, sharding
         _check("epochs", epochs, epochs in (None, 1) or not isinstance(given, Mixture), "1 or None, for a mixture")
-        self.first_epoch, self.total = given.epoch, None if epochs is None else epochs * given.n
-        self._order, position = given.resume(state) if state else (given, 0)
-        _check("epoch", self._order.epoch, self._order.epoch >= given.epoch, f"{given.epoch}, the first, or more")
-        self._place = (self._order.epoch - self.first_epoch) * given.n + position
+        first, self.total = given.epoch, None if epochs is None else epochs * given.n
+        order, position = given.resume(state) if state else (given, 0)
+        _check("epoch", order.epoch, order.epoch >= first, f"{first}, the first, or more")
+        self._order, self._first, self._place = order, first, (order.epoch - first) * order.n + position
+        # of this epoch and the next: windows take time to lay out
+        self._of_epoch = lru_cache(2)(lambda epoch: order if epoch == order.epoch else order.again(order.seed, epoch))
         self._pool = Pool(kind, workers, self.work)
         self._held: deque[tuple[int, NDArray[Any], Callable[[], Batch]]] = deque()
         self._tasks: Iterator[tuple[int, NDArray[Any], NDArray[Any]]] | None = None
@@ -132,19 +134,14 @@ class Loader(Stream):
         """Return the place behind the last batch that was handed out, the same on every rank; JSON can hold it."""
         # behind the last sample of an epoch, not before the first of the next: what comes then depends on the batch
         epoch = max(self._place - 1, 0) // self._order.n
-        return dict(self._of_epoch(epoch).state(self._place - epoch * self._order.n))
-
-    def _of_epoch(self, epoch: int) -> Any:
-        if self._order.epoch != self.first_epoch + epoch:
-            self._order = self._order.again(self._order.seed, self.first_epoch + epoch)
-        return self._order
+        return {**self._order.state(self._place - epoch * self._order.n), "epoch": self._first + epoch}
 
     def samples(self, places: NDArray[Any]) -> NDArray[np.int64]:
         """Return the numbers of the samples at some places of the stream, which counts on from epoch to epoch."""
         epochs, positions = np.divmod(places, self._order.n)
         found = np.empty(len(places), np.int64)
         for epoch in np.unique(epochs).tolist():
-            found[epochs == epoch] = self._of_epoch(epoch)[positions[epochs == epoch]]
+            found[epochs == epoch] = self._of_epoch(self._first + epoch)[positions[epochs == epoch]]
         return found
 
     def _plan(self) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
@@ -192,14 +189,13 @@ def _check(key: str, value: Any, good: bool, allowed: str) -> None:
 
 
 def _order(order: Any, store: Any, seed: int) -> Any:
-    n = len(store)
+    if order == "window":
+        return WindowOrder(store.shard_sizes, seed)
     if isinstance(order, str):
-        _check("order", order, order in ("global", "window", "sequential"), "global, window, sequential, or an order")
-        return (
-            WindowOrder(store.shard_sizes, seed) if order == "window" else (Order if order == "global" else Sequential)(n, seed)
-        )
+        _check("order", order, order in ("global", "sequential"), "global, window, sequential, or an order")
+        return (Order if order == "global" else Sequential)(len(store), seed)
     reach = int(order.offsets[-1]) if isinstance(order, Mixture) else order.n
-    _check("order", f"{reach} samples", reach == n, f"{n} samples, as the store")
+    _check("order", f"{reach} samples", reach == len(store), f"{len(store)} samples, as the store")
     return order
 
 

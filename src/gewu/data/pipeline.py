@@ -30,7 +30,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
@@ -48,12 +48,13 @@ from gewu.data.shard import SUFFIX, RollingWriter, Shard, ShardInfo, ShardWriter
 from gewu.data.store import Store, Subset
 
 Sample = dict[str, Any]
-_Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
+Progress = Callable[..., None]
 
 DUPLICATE: Final = "duplicate"
 EXAMPLES: Final = 3
 """Refusals of each reason that a receipt shows."""
 _ANEW: Final = "choose another folder, or restart=True to make the store anew"
+_MADE: Final = ("versions", "receipts", "manifests", "catalogue", "shards", "distinct", "sketches")  # none names one before it
 _LARGEST: Final = 1 << 28  # bytes of a receipt or of pipeline.json
 
 
@@ -91,15 +92,10 @@ class Summary:
         for reason, count in receipt["rejects"].items():
             self.reject(reason, *receipt["examples"][reason], count=count)
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of all shards."""
-        return sum(row["bytes"] for row in self.shards)
 
-
-def _sum(receipts: Iterable[dict[str, Any]], pieces: int) -> Summary:
-    total = Summary(pieces=pieces)
-    for receipt in filter(None, receipts):
+def _sum(receipts: Mapping[str, Any]) -> Summary:
+    total = Summary(pieces=len(receipts))
+    for receipt in filter(None, receipts.values()):
         total.add(receipt)
     return total
 
@@ -218,10 +214,9 @@ class Pipeline:
     note: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root))
-        names = Counter(piece.name for piece in self.source.pieces)
-        for name in (n for n, count in names.items() if count > 1 or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}", n)):
-            raise InputError("not a name for a piece", value=name, allowed="letters, digits and . _ -, each name once")
+        for name, count in Counter(piece.name for piece in self.source.pieces).items():
+            if count > 1 or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}", name):
+                raise InputError("not a name for a piece", value=name, allowed="letters, digits and . _ -, each name once")
         for name in BUILT_IN.keys() & self.types:
             raise InputError("each catalogue has this column: rename the field", key=name)
 
@@ -241,43 +236,41 @@ class Pipeline:
 
     @property
     def _facts(self) -> dict[str, str]:
-        """What must be the same for a store to go on."""
-        return {
-            **{"gewu": __version__, "source": self.source.kind, "source schema": self.source.schema.to_json()},
-            **{f"stage {k + 1}": _fact(stage) for k, stage in enumerate(self.stages)},
-            **{"schema": self.schema.to_json(), "columns": repr(list(self.types)), "dedup": _fact(self.dedup)},
-            **{"shard_bytes": str(self.shard_bytes), "compression": self.compression},
-            # which samples are duplicates depends on all pieces: there cannot be more of them later
-            "pieces": _digest(repr([piece.name for piece in self.source.pieces] if self.dedup else "any")),
-        }
+        """What must be the same for a store to go on; with `dedup` all pieces: on each may depend what is a duplicate."""
+        pieces = [piece.name for piece in self.source.pieces] if self.dedup else None
+        facts = {"gewu": __version__, "source": self.source.kind, "source schema": self.source.schema.to_json()}
+        facts |= {f"stage {k + 1}": _fact(stage) for k, stage in enumerate(self.stages)}
+        facts |= {"schema": self.schema.to_json(), "columns": repr(list(self.types)), "dedup": _fact(self.dedup)}
+        return facts | {"shard_bytes": str(self.shard_bytes), "compression": self.compression, "pieces": _digest(repr(pieces))}
 
     def __call__(self, piece: Piece) -> dict[str, Any]:
         """Do one piece: what it left when it was killed is removed first, its receipt is written last and returned."""
-        tally, at = Summary(done=1, pieces=1), ["reading"]
+        tally, at = Summary(done=1, pieces=1), ["reading", ""]
         shards = (self.root / "shards" / f"{piece.name}-{k:04d}{SUFFIX}" for k in itertools.count())
         for shard in reversed(list(itertools.takewhile(Path.exists, shards))):  # the last first: those left stay in a row
             shard.unlink()
         try:
             self._write(piece.name, self._through(piece, tally, at), tally)
         except GewuError as error:
-            error.file = error.file or f"sample {piece.name}#{tally.samples_in - 1}"
+            error.file = error.file or f"sample {at[1]}"
             raise
         except Exception as error:
-            where = f"{at[0]} failed on sample {piece.name}#{tally.samples_in - 1}"
-            raise GewuError(f"{where}: {type(error).__name__}: {error}") from error
+            raise GewuError(f"{at[0]} failed on sample {at[1]}: {type(error).__name__}: {error}") from error
         receipt = {"piece": piece.name, "made_from": _digest(_fact(piece)), **dataclasses.asdict(tally)}
         _write_json(self.root / "receipts" / f"{piece.name}.json", receipt)
         return receipt
 
     def _through(self, piece: Piece, tally: Summary, at: list[str]) -> Iterator[Sample]:
-        """Yield what the stages make of the samples of a piece."""
+        """Yield what the stages make of the samples of a piece; `at` is what is done, and with which sample."""
         for number, first in enumerate(piece.samples()):
             tally.samples_in += 1
+            at[1] = f"{piece.name}#{number}"
             pending: list[tuple[int, Any]] = [(0, first)]
             while pending:
                 k, item = pending.pop()
                 if isinstance(item, Reject):
-                    tally.reject(item.reason, (item.where or f"{piece.name}#{number}")[:300])
+                    named = first.get("path") or first.get("key") if isinstance(first, dict) else ""
+                    tally.reject(item.reason, ": ".join(filter(None, (named, item.where)))[:300] or at[1])
                 elif k == len(self.stages):
                     at[0] = "writing"
                     yield item
@@ -288,7 +281,7 @@ class Pipeline:
                         out = stage(item)
                         items = [out] if isinstance(out, dict | Reject) else list(out)
                     except (InputError, StoreError) as error:
-                        items = [Reject(f"error:{stage.name}", f"{piece.name}#{number}: {error}")]
+                        items = [Reject(f"error:{stage.name}", f"{at[1]}: {error}")]
                     pending += [(k + 1, each) for each in reversed(items)]
             at[0] = "reading"
 
@@ -297,20 +290,18 @@ class Pipeline:
         rows: dict[str, list[Any]] = {column: [] for column in self.types}
 
         def close(writer: ShardWriter) -> None:
-            info, built_in = writer.info, {"length": writer.lengths, "hash": writer.hashes}
-            assert info is not None
-            part = write_part(part_path(self.root, info.name), built_in | rows, types=self.types)
-            tally.samples_out += info.samples
-            tally.shards.append(dataclasses.asdict(info))
-            tally.parts.append(part._asdict())
-            for values in rows.values():
-                values.clear()
+            assert writer.info is not None
+            columns = {"length": writer.lengths, "hash": writer.hashes, **rows}
+            tally.parts.append(write_part(part_path(self.root, writer.info.name), columns, types=self.types)._asdict())
+            tally.shards.append(dataclasses.asdict(writer.info))
+            tally.samples_out += writer.info.samples
+            rows.update({column: [] for column in rows})
 
         options: Any = {"shard_bytes": self.shard_bytes, "compression": self.compression, "on_shard": close}
         with RollingWriter(self.root / "shards", name, self.schema, **options) as out:
             for sample in samples:
-                for column, values in rows.items():
-                    values.append(sample.get(column))
+                for column in rows:
+                    rows[column].append(sample.get(column))
                 out.add(sample)
 
     def _receipt(self, piece: Piece) -> Any:
@@ -321,20 +312,15 @@ class Pipeline:
         return found
 
     def run(
-        self,
-        workers: int = 1,
-        executor: str = "serial",
-        progress: Callable[..., None] | None = None,
-        stop: Callable[[], bool] | None = None,
-        address: Any = "",
+        self, workers: int = 1, executor: str = "serial", progress: Any = None, stop: Any = None, address: Any = "",
         restart: bool = False,
-    ) -> Summary:
+    ) -> Summary:  # fmt: skip
         """Do all pieces that are not done yet, then make a version of the store.
 
         Args:
             workers, executor, address: as of `Crew`.
             stop: asked before a piece is begun; True ends the run when the pieces under way have ended.
-            progress: called as `progress(done, total, samples=..., rejects=..., megabytes=...)` when a piece is done.
+            progress: called as `progress(done, total, samples=..., rejects=...)` when a piece is done.
             restart: remove first what an earlier pipeline made in this folder.
 
         Raises:
@@ -343,9 +329,9 @@ class Pipeline:
             GewuError: a stage failed (stage and sample are named).
         """
         with contextlib.closing(Crew(executor, workers, address)) as crew:
-            return self._run(partial(crew.spread, stop=stop or bool), progress or _silent, restart)
+            return self._run(partial(crew.spread, stop=stop or bool), progress or (lambda *counts, **numbers: None), restart)
 
-    def _run(self, spread: _Spread, progress: Callable[..., None], restart: bool = False) -> Summary:
+    def _run(self, spread: Any, progress: Progress, restart: bool = False) -> Summary:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with DirectoryLock(self.root):
@@ -360,65 +346,56 @@ class Pipeline:
         if old is None and any((self.root / name).exists() for name in ("shards", "versions")):
             raise InputError("holds a store that no pipeline made", file=self.root, hint="choose another folder")
         if restart:
-            for name in (
-                "versions",
-                "receipts",
-                "manifests",
-                "catalogue",
-                "shards",
-                "distinct",
-                "sketches",
-            ):  # none names what is gone
+            for name in _MADE:
                 shutil.rmtree(self.root / name, ignore_errors=True)
         elif old and (other := [key for key in old | facts if facts.get(key) != old.get(key)]):
             key = min(other, key=lambda key: not key.startswith("stage"))  # which may be why the schema differs
-            what, was = "the store was begun by another pipeline", f"{old.get(key)}"[:200]
-            raise InputError(what, file=path, key=key, value=facts.get(key), allowed=was, hint=_ANEW)
-        sweep_temporaries(self.root)
+            shown: Any = {"key": key, "value": facts.get(key), "allowed": f"{old.get(key)}"[:200], "hint": _ANEW}
+            raise InputError("the store was begun by another pipeline", file=path, **shown)
         _write_json(path, facts)  # first: what else is here was made by it
-        for name in ("shards", "catalogue", "receipts"):
+        self._sweep()
+
+    def _sweep(self) -> None:
+        for name in ("", "shards", "catalogue", "receipts"):
             (self.root / name).mkdir(exist_ok=True)
             sweep_temporaries(self.root / name)
 
-    def _each(self, spread: _Spread, progress: Callable[..., None]) -> Summary:
+    def _each(self, spread: Any, progress: Progress) -> Summary:
         """Do the pieces that are not done, the largest first; when all are, make a version unless the newest names the same."""
-        pieces = self.source.pieces
-        receipts = {piece.name: self._receipt(piece) for piece in pieces}
-        todo = sorted((p for p in pieces if not receipts[p.name]), key=lambda p: -getattr(p, "size_bytes", 0))
-        total = _sum(receipts.values(), len(pieces))
+        receipts = {piece.name: self._receipt(piece) for piece in self.source.pieces}
+        todo = [piece for piece in self.source.pieces if not receipts[piece.name]]
+        total = _sum(receipts)
         worker = dataclasses.replace(self, source=self.source._replace(pieces=()))
-        for receipt in spread(worker, todo):
+        for receipt in spread(worker, sorted(todo, key=lambda piece: -getattr(piece, "size_bytes", 0))):
             receipts[receipt["piece"]] = receipt
             total.add(receipt)
-            refused = sum(total.rejects.values())
-            progress(total.done, total.pieces, samples=total.samples_out, rejects=refused, megabytes=total.bytes / 1e6)
-        sweep_temporaries(self.root / "shards")  # of workers that were killed
-        total = _sum(receipts.values(), len(pieces))  # in the order of the pieces, whatever the order in which they ended
-        if total.done == total.pieces:
-            total.version = self._commit(total)
-        return total
-
-    def _commit(self, total: Summary) -> int:
-        """Make a version unless too much was refused or the newest one names the same; return its number."""
+            progress(total.done, total.pieces, samples=total.samples_out, rejects=sum(total.rejects.values()))
+        self._sweep()  # what workers left that were killed
+        total = _sum(receipts)  # in the order of the pieces, whatever the order in which they ended
         refused = sum(total.rejects.values()) - total.rejects.get(DUPLICATE, 0)
+        if total.done < total.pieces:
+            return total
         if refused > self.most_rejects * (refused + total.samples_out):
             why = ", ".join(f"{count} {reason}" for reason, count in total.rejects.items())
             allowed = f"{self.most_rejects:.3%}"
             raise InputError(f"too many samples were refused: {why}", file=self.root, key="most_rejects", allowed=allowed)
         shards, parts = [ShardInfo(**row) for row in total.shards], [PartInfo(**row) for row in total.parts]
         catalogue = Catalogue(self.root)
-        begun = bool(catalogue.versions())
-        old = catalogue.shards() if begun else []
-        if not begun or old != shards:
-            grows = old == shards[: len(old)]
-            new = slice(len(old) if grows else 0, None)
-            catalogue.commit(shards[new], parts[new], self.schema, self.note, base="latest" if grows else None)
-        return catalogue.snapshot().version
+        old = catalogue.shards() if catalogue.versions() else None
+        if old != shards:
+            new = len(old) if old and old == shards[: len(old)] else 0
+            catalogue.commit(shards[new:], parts[new:], self.schema, self.note, base="latest" if new else None)
+        total.version = catalogue.snapshot().version
+        return total
 
-    def _distinct(self, spread: _Spread, progress: Callable[..., None]) -> Summary:
+    def _distinct(self, spread: Any, progress: Progress) -> Summary:
         """Do the stages, the sketches and the copy without duplicates."""
-        folder, kept = self.root / "distinct", self.root / "distinct" / "kept.json"
-        first = dataclasses.replace(self, root=folder, columns=(), dedup=None)._run(spread, progress)
+        folder, kept, pieces = self.root / "distinct", self.root / "distinct" / "kept.json", len(self.source.pieces)
+
+        def step(k: int) -> Progress:
+            return lambda done, total, **numbers: progress(round((k + done / total) * pieces), 3 * pieces, **numbers)
+
+        first = dataclasses.replace(self, root=folder, columns=(), dedup=None)._run(spread, step(0))
         if not first.version:
             return first
         names = [row["name"] for row in first.shards]
@@ -426,23 +403,19 @@ class Pipeline:
             sketches = [_Sketches(str(folder / "shards"), name, dedup=self.dedup) for name in names]
             schema = Schema.infer(next(sketches[0].samples())) if sketches else self.schema
             second = Pipeline(Source(schema, sketches, "sketches"), (), self.root / "sketches", shard_bytes=1 << 40)
-            summary = second._run(spread, progress)
-            if not summary.version:
-                return summary
-            joined = self.dedup.join([Shard(second.root / "shards" / row["name"])[0] for row in summary.shards])
+            found = second._run(spread, step(1))
+            if not found.version:
+                return found
+            joined = self.dedup.join([Shard(second.root / "shards" / row["name"])[0] for row in found.shards])
             _write_json(kept, [np.packbits(mask).tobytes().hex() for mask in joined])
         shutil.rmtree(self.root / "sketches", ignore_errors=True)
         masks = [bytes.fromhex(text) for text in _read_json(kept)]
-        pieces = [StorePiece(str(folder / "shards"), name, mask, DUPLICATE) for name, mask in zip(names, masks, strict=True)]
-        source = Source(self.schema, pieces, self.source.kind, tuple(self.types))
-        total = dataclasses.replace(self, source=source, stages=(), dedup=None)._each(spread, progress)
+        copies = [StorePiece(str(folder / "shards"), name, mask, DUPLICATE) for name, mask in zip(names, masks, strict=True)]
+        source = Source(self.schema, copies, self.source.kind, tuple(self.types))
+        total = dataclasses.replace(self, source=source, stages=(), dedup=None)._each(spread, step(2))
         if total.version:
             shutil.rmtree(folder / "shards", ignore_errors=True)
         total.samples_in = first.samples_in
         for reason, count in first.rejects.items():
             total.reject(reason, *first.examples[reason], count=count)
         return total
-
-
-def _silent(*numbers: float, **named: float) -> None:
-    pass

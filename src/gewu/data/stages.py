@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -13,28 +10,19 @@ from typing import Any
 from gewu.data.fields import Schema
 from gewu.data.piece import Piece, Reject
 from gewu.data.sample import codec
+from gewu.formats.packed import unpacked
 
 
 @dataclass(frozen=True)
 class Unpack:
-    """Unpack bytes that gzip packed, up to `limit`; others pass."""
+    """Unpack bytes that gzip, xz, bzip2 or zstd packed; others pass."""
 
     field: str = "data"
-    limit: int = 64 << 20
     name: str = "unpack"
 
-    def __call__(self, sample: dict[str, Any]) -> dict[str, Any] | Reject:
-        """Return the changed sample, or why it is refused."""
-        if bytes(sample[self.field][:2]) != b"\x1f\x8b":
-            return sample
-        try:
-            with gzip.open(io.BytesIO(sample[self.field])) as stream:
-                data = stream.read(self.limit + 1)
-        except (OSError, EOFError, zlib.error) as error:
-            return Reject("damaged-gzip", f"{sample.get('path', '')}: {error}")
-        return (
-            sample | {self.field: data} if len(data) <= self.limit else Reject("too-large-unpacked", str(sample.get("path", "")))
-        )
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Return the changed sample; `InputError` for what is damaged or a bomb."""
+        return sample | {self.field: unpacked(sample[self.field])}
 
 
 @dataclass(frozen=True)

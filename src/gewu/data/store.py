@@ -43,7 +43,7 @@ class Plan:
     def __init__(self, layout: Codec, wanted: Sequence[str]) -> None:
         names, rest = [sys.intern(name) for name in wanted], []
         self.blank: dict[str, Any] = dict.fromkeys(names)
-        self.steps, self.decode = objects.Steps(layout.head), layout.decoder(names)
+        self.steps, self.decode = objects.Steps(layout.head, len(names)), layout.decoder(names)
         ends = {field.name: 4 + 4 * k for k, field in enumerate(layout.variable)}
         for name in names:
             kind, end = layout.schema[name].type, ends.get(name, 0)
@@ -54,7 +54,6 @@ class Plan:
                 self.steps.array(name, kind.numpy, kind.shape, place, before)
             elif not (objects.AVAILABLE and kind.scalar and self.steps.number(name, kind.dtype, place)):
                 rest.append(name)
-        self.steps.done()
         self.rest = layout.decoder(rest) if rest else None
 
     def add_rest(self, buffer: Any, start: int, sample: dict[str, Any]) -> bool:
@@ -72,6 +71,7 @@ class _Found(NamedTuple):
     shards: list[Shard]
     bases: Any
     table: Any
+    large: bool
     keep: Any
 
 
@@ -249,13 +249,15 @@ class Store:
         offsets = np.array([shard.offsets.ctypes.data for shard in shards], np.int64)
         parts = self._first[which], bases, offsets, np.array([id(shard.buffer) for shard in shards], np.int64)
         table = np.array([len(which), *(part.ctypes.data for part in parts)], np.int64)
-        return _Found(shards, bases, table.ctypes.data, (table, parts))
+        large = bool(shards) and int(shards[0].offsets[-1]) >= records.LARGE * len(shards[0])  # as far as the first one tells
+        return _Found(shards, bases, table.ctypes.data, large, (table, parts))
 
     def _samples(self, plan: Plan, numbers: Any, found: _Found) -> tuple[list[Any], Any, int]:
         """Return a dict for each sample, the places as `_read` returns them, and how many of these are below 0: not read."""
-        places, begin, missing = np.empty(len(numbers), np.int64), 0, 0
+        places, begin, asked, missing = np.empty(len(numbers), np.int64), 0, 0, 0
         samples: list[Any] = [None] * len(numbers)
         while begin < len(numbers):
+            asked = records.ask(found.table, numbers, begin, asked) if found.large else 0
             end = records.check(found.table, numbers, places, begin)
             steps, blank = plan.steps.address, id(plan.blank)
             missing += records.fill_all(found.table, steps, numbers, places, begin, end, blank, id(samples))

@@ -6,30 +6,17 @@ text; other structures and maps stay what Python makes of them. A null among num
 
 from __future__ import annotations
 
-import importlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from gewu.core.errors import InputError, ResourceError
+from gewu.core.errors import InputError
 from gewu.core.files import AtomicFile
-from gewu.formats.packed import Record
+from gewu.formats.packed import Record, pyarrow
 
 _ROWS: Final = 1024
-
-
-def pyarrow(module: str = "pyarrow") -> Any:
-    """Return pyarrow, or one of its modules.
-
-    Raises:
-        ResourceError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ResourceError("needs the package pyarrow", hint="pip install 'gewu[data]'") from error
 
 
 class Table(NamedTuple):

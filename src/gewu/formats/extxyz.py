@@ -22,8 +22,9 @@ from gewu.formats.packed import Record, opened
 from gewu.formats.structure import MAX_ATOMS, Structure
 
 LIMIT_BYTES = 500_000_000
+SYMBOL: Final = {number: symbol for symbol, number in ATOMIC_NUMBER.items()}
 _ROW_BYTES: Final = 1 << 20
-_TRUTH: Final = {"T": True, "F": False, "True": True, "False": False, "TRUE": True, "FALSE": False}
+_TRUTH: Final = {"T": True, "F": False, "True": True, "False": False, "TRUE": True, "FALSE": False}  # fmt: skip
 _PAIR = re.compile(r"""\s*([A-Za-z_][\w.\-]*)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|\{([^}]*)\}|([^\s"'{}]+)))?(?=\s|$)""")
 _PROPERTIES = re.compile(r"(\w+):([SRIL]):(\d{1,3})(?::|$)", re.ASCII)
 
@@ -44,58 +45,6 @@ def _pairs(row: str, file: str, line: int) -> dict[str, str]:
     return pairs
 
 
-def _columns(text: str, file: str, line: int) -> tuple[int, int, int]:
-    """Return the columns of species and of the first coordinate, and the number of columns."""
-    at, total = 0, 0
-    species = position = -1
-    while at < len(text):
-        found = _PROPERTIES.match(text, at)
-        if found is None or int(found.group(3)) < 1:
-            raise InputError(
-                "columns not understood", file=file, line=line, key="Properties", value=text, allowed="name:type:width"
-            )
-        shape = (found.group(2), int(found.group(3)))
-        if found.group(1) == "species" and shape == ("S", 1):
-            species = total
-        elif found.group(1) == "pos" and shape == ("R", 3):
-            position = total
-        total, at = total + int(found.group(3)), found.end()
-    if species < 0 or position < 0:
-        raise InputError("species:S:1 and pos:R:3 are needed", file=file, line=line, key="Properties", value=text)
-    return species, position, total
-
-
-def _frame(rows: list[str], at: int, file: str) -> tuple[Structure, int]:
-    """Return the frame that starts at row `at` (0-based) and the row after it."""
-    n = integer(rows[at].strip(), file=file, line=at + 1, key="number of atoms")
-    if not 1 <= n <= MAX_ATOMS or at + 2 + n > len(rows):
-        hint = "the file may be truncated"
-        raise InputError("frame has fewer lines than atoms", file=file, line=at + 1, key="number of atoms", value=n, hint=hint)
-    line = at + 2
-    pairs = {key.lower(): value for key, value in _pairs(rows[at + 1], file, line).items()}
-    lattice = reals(pairs.get("lattice", ""), file=file, line=line, key="Lattice")
-    if len(lattice) != 9:
-        raise InputError("nine numbers expected", file=file, line=line, key="Lattice", value=pairs.get("lattice", ""))
-    if any(word.upper() not in ("T", "TRUE", "1") for word in pairs.get("pbc", "T T T").split()):
-        raise InputError("structure is not periodic", file=file, line=line, key="pbc", value=pairs["pbc"], allowed="T T T")
-    species, position, total = _columns(pairs.get("properties", "species:S:1:pos:R:3"), file, line)
-    symbols, positions = [], np.zeros((n, 3))
-    for atom in range(n):
-        number = at + 2 + atom
-        words = rows[number].split()
-        if len(words) != total:
-            raise InputError("wrong number of columns", file=file, line=number + 1, value=rows[number], allowed=str(total))
-        if words[species] not in ATOMIC_NUMBER:
-            raise InputError("unknown element", file=file, line=number + 1, value=words[species])
-        symbols.append(words[species])
-        positions[atom] = [real(word, file=file, line=number + 1, key="pos") for word in words[position : position + 3]]
-    cell = lattice.reshape(3, 3)
-    if abs(np.linalg.det(cell)) < 1e-12:
-        raise InputError("cell has no volume", file=file, line=line, key="Lattice")
-    frac = np.asarray(np.linalg.solve(cell.T, positions.T).T, dtype=np.float64)
-    return Structure(cell, tuple(symbols), frac, pairs.get("title", ""), file), at + 2 + n
-
-
 def read_extxyz(path: str | Path) -> list[Structure]:
     """Read every frame of an extended xyz file.
 
@@ -108,16 +57,22 @@ def read_extxyz(path: str | Path) -> list[Structure]:
     Raises:
         InputError: with file and line, for damaged files and structures that cannot be computed.
     """
-    rows = read_whole_text(path, LIMIT_BYTES).split("\n")
-    while rows and not rows[-1].strip():
-        rows.pop()
-    frames, at = [], 0
-    while at < len(rows):
-        frame, at = _frame(rows, at, str(path))
-        frames.append(frame)
-    if not frames:
+    file, found = str(path), []
+    for line, values in frames(read_whole_text(path, LIMIT_BYTES).splitlines(), file):
+        if isinstance(values, InputError):
+            raise values
+        cell = values.get("cell", np.zeros((3, 3)))
+        if abs(np.linalg.det(cell)) < 1e-12:
+            hint = "nine numbers of Lattice are needed"
+            raise InputError("cell has no volume", file=file, line=line + 1, key="Lattice", value=cell.tolist(), hint=hint)
+        if not values["pbc"].all():
+            raise InputError("structure is not periodic", file=file, line=line + 1, key="pbc", allowed="T T T")
+        frac = np.asarray(np.linalg.solve(cell.T, values["positions"].T).T, dtype=np.float64)
+        symbols = tuple(SYMBOL[number] for number in values["numbers"].tolist())
+        found.append(Structure(cell, symbols, frac, str(values.get("title", "")), file))
+    if not found:
         raise InputError("holds no frame", file=path)
-    return frames
+    return found
 
 
 def _value(text: str) -> Any:
@@ -134,26 +89,31 @@ def _value(text: str) -> Any:
     return numbers[0] if len(numbers) == 1 else np.array(numbers) if numbers else text
 
 
+def _truth(word: str, *, file: str, line: int, key: str) -> bool:
+    if word not in _TRUTH:
+        raise InputError("not a truth value", file=file, line=line, key=key, value=word, allowed="T or F")
+    return _TRUTH[word]
+
+
 def _table(rows: list[list[str]], properties: str, file: str, line: int) -> dict[str, Any]:
     """Return the columns of a frame by name: arrays of n numbers, or of n rows of them; texts as lists."""
-    if "".join(match.group(0) for match in _PROPERTIES.finditer(properties)) != properties:
+    columns = [(name, kind, int(width)) for name, kind, width in _PROPERTIES.findall(properties)]
+    total = sum(width for _, _, width in columns)
+    if "".join(found.group(0) for found in _PROPERTIES.finditer(properties)) != properties or not all(w for _, _, w in columns):
         raise InputError("columns not understood", file=file, line=line, key="Properties", value=properties)
+    for k, row in enumerate(rows, start=1):
+        if len(row) != total:
+            raise InputError("wrong number of columns", file=file, line=line + k, value=" ".join(row), allowed=str(total))
     table, at = {}, 0
-    for name, kind, text in _PROPERTIES.findall(properties):
-        width = int(text)
-        cells: Any = [row[at : at + width] for row in rows]
-        if any(len(row) != width for row in cells) or not width:
-            raise InputError("a row has too few columns", file=file, line=line, key="Properties", value=properties)
-        try:
-            if kind == "L":
-                cells = [[_TRUTH[word] for word in row] for row in cells]
-            values = np.array(cells, None if kind in "SL" else "U").astype({"R": float, "I": int}.get(kind, "O"))
-            if kind == "R" and not np.isfinite(values).all():
-                raise ValueError("not finite")
-        except (KeyError, ValueError, OverflowError) as error:
-            raise InputError(f"a number is wrong: {error}", file=file, line=line, key=name) from None
-        values = values[:, 0] if width == 1 else values
-        table[name] = values.tolist() if kind == "S" else values.astype(bool) if kind == "L" else values
+    for name, kind, width in columns:
+        values: Any = [row[at : at + width] for row in rows]
+        if kind == "R":
+            values = reals("\n".join(map(" ".join, values)), file=file, line=line + 1, key=name).reshape(len(rows), width)
+        elif kind != "S":
+            parse: Any = integer if kind == "I" else _truth
+            numbered = enumerate(values, start=line + 1)
+            values = np.array([[parse(word, file=file, line=k, key=name) for word in row] for k, row in numbered])
+        table[name] = values if width > 1 else [row[0] for row in values] if kind == "S" else values[:, 0]
         at += width
     return table
 
@@ -165,15 +125,18 @@ def _values(lines: list[str], n: int, file: str, line: int) -> dict[str, Any]:
     values = {key: v.reshape(3, 3) if getattr(v, "shape", None) == (9,) else v for key, v in values.items()}
     low = {key.lower(): text for key, text in pairs.items()}
     columns = low.get("properties", "species:S:1:pos:R:3")
+    if "species:S:1" not in columns or "pos:R:3" not in columns:
+        raise InputError("species:S:1 and pos:R:3 are needed", file=file, line=line, key="Properties", value=columns)
     table = _table([row.split() for row in lines[1:]], columns, file, line)
-    if getattr(table.get("pos"), "shape", None) != (n, 3) or not set(table.get("species", ".")) <= set(ATOMIC_NUMBER):
-        raise InputError("pos:R:3 and species:S:1 of elements are needed", file=file, line=line, value=columns)
+    for k, symbol in enumerate(table["species"], start=1):
+        if symbol not in ATOMIC_NUMBER:
+            raise InputError("unknown element", file=file, line=line + k, value=symbol)
     cell = reals(low.get("lattice", ""), file=file, line=line, key="Lattice")
-    pbc = _value(low.get("pbc", "T T T" if len(cell) else "F F F"))
-    if len(cell) not in (0, 9) or getattr(pbc, "shape", None) != (3,) or pbc.dtype != bool:
+    pbc = [_TRUTH.get(word) for word in low.get("pbc", "T T T" if len(cell) else "F F F").split()]
+    if len(cell) not in (0, 9) or len(pbc) != 3 or None in pbc:
         raise InputError("nine numbers of Lattice and three of pbc expected", file=file, line=line, value=lines[0])
     numbers = np.array([ATOMIC_NUMBER[symbol] for symbol in table.pop("species")], np.int32)
-    known = {"numbers": numbers, "positions": table.pop("pos"), "pbc": pbc}
+    known = {"numbers": numbers, "positions": table.pop("pos"), "pbc": np.array(pbc)}
     return known | ({"cell": cell.reshape(3, 3)} if len(cell) else {}) | table | values
 
 
@@ -219,8 +182,7 @@ def records(path: str) -> Iterator[Record]:
 
 def frame_bytes(values: Mapping[str, Any], columns: Collection[str]) -> bytes:
     """Return a frame as `frames` yields it; values named in `columns` stand in the rows of the atoms, the others above."""
-    symbols = {number: symbol for symbol, number in ATOMIC_NUMBER.items()}
-    tables = {"species": [[symbols[z]] for z in values["numbers"].tolist()], "pos": values["positions"].tolist()}
+    tables = {"species": [[SYMBOL[z]] for z in values["numbers"].tolist()], "pos": values["positions"].tolist()}
     properties = "species:S:1:pos:R:3"
     for name in columns:
         array = np.asarray(values[name])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from typing import Final, NamedTuple
 
 from gewu.core.errors import InputError
@@ -113,8 +113,10 @@ def _names(folder: int, group: Group) -> list[tuple[str, bool]]:
 
 
 def content_of(root: str, group: Group) -> str:
-    """Return what the first 64 files are: "image" (nine of ten), "text" (UTF-8 without NUL) or "bytes"."""
-    first = [record["data"] for _, record in islice(records(root, group), 64) if not isinstance(record, str)]
+    """Return what some 64 files of up to 64 folders are: "image" (nine of ten), "text" (UTF-8 without NUL) or "bytes"."""
+    folders = group.folders[:: -(-len(group.folders) // 64)]
+    looked = (islice(records(root, group._replace(folders=(folder,))), -(-64 // len(folders))) for folder in folders)
+    first = [record["data"] for _, record in chain.from_iterable(looked) if not isinstance(record, str)]
     if first and sum(data.startswith(PICTURES) for data in first) * 10 >= len(first) * 9:
         return "image"
     try:

@@ -10,7 +10,6 @@ knows are checked. Reference: mosaicml-streaming 0.13, streaming/base/format/mds
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import mmap
 import os
@@ -21,9 +20,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from gewu.core.errors import InputError, ResourceError
+from gewu.core.errors import InputError
 from gewu.core.files import read_capped
-from gewu.formats.packed import LIMITS, Record
+from gewu.formats.packed import LIMITS, Record, pyarrow
 
 INDEX: Final = "index.json"
 INDEX_BYTES: Final = 256 << 20
@@ -103,10 +102,7 @@ def _content(path: str, entry: Entry) -> Any:
             raise InputError(f"does not match its {algorithm} in {INDEX}", file=path)
     if not entry["zip_data"]:
         return data
-    try:
-        codec = importlib.import_module("pyarrow").Codec(_CODECS[entry["compression"].partition(":")[0]])
-    except ImportError as error:
-        raise ResourceError("needs the package pyarrow", hint="pip install 'gewu[data]'") from error
+    codec = pyarrow().Codec(_CODECS[entry["compression"].partition(":")[0]])
     LIMITS.check(entry["raw_data"]["bytes"], len(data))
     return codec.decompress(data, entry["raw_data"]["bytes"], asbytes=True)
 

@@ -48,15 +48,20 @@ DAMAGE: Final = (InputError, ValueError, TypeError, LookupError, EOFError, Memor
 """What reading damaged content raises here and in the libraries below; an OSError with a number is the system's refusal."""
 
 
-def _zstd(file: Any) -> Any:
+def pyarrow(module: str = "pyarrow") -> Any:
+    """Return pyarrow, or one of its modules.
+
+    Raises:
+        ResourceError: it is not installed.
+    """
     try:
-        return importlib.import_module("pyarrow").CompressedInputStream(file, "zstd")
+        return importlib.import_module(module)
     except ImportError as error:
         raise ResourceError("needs the package pyarrow", hint="pip install 'gewu[data]'") from error
 
 
 _UNPACK: Final[dict[bytes, Callable[[Any], Any]]] = {
-    b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open, b"\x28\xb5\x2f\xfd": _zstd
+    b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open, b"\x28\xb5\x2f\xfd": lambda file: pyarrow().CompressedInputStream(file, "zstd")
 }  # fmt: skip
 
 
@@ -86,3 +91,23 @@ def opened(path: str, limits: Limits = LIMITS) -> BinaryIO:
         if file.peek(6).startswith(magic):
             return cast(BinaryIO, io.BufferedReader(_Unpacked(file, unpack(file), limits), 1 << 16))
     return cast(BinaryIO, file)
+
+
+def unpacked(data: bytes, limits: Limits = LIMITS) -> bytes:
+    """Return bytes decompressed if they begin like gzip, xz, bzip2 or zstd, else as they are.
+
+    Raises:
+        InputError: they are damaged, or expand beyond `limits`.
+    """
+    for magic, unpack in _UNPACK.items():
+        if data.startswith(magic):
+            try:
+                file = io.BytesIO(data)
+                with io.BufferedReader(_Unpacked(file, unpack(file), limits), 1 << 16) as stream:
+                    data = stream.read(limits.member_bytes + 1)
+            except (OSError, *DAMAGE) as error:
+                raise InputError(f"cannot be unpacked: {error}") from error
+            if len(data) > limits.member_bytes:
+                raise InputError("is too large when it is unpacked", allowed=f"{limits.member_bytes} bytes")
+            break
+    return data

@@ -70,6 +70,20 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, where: str = "ima
         raise InputError(f"cannot be decoded: {error}", key=where, allowed="a complete JPEG or PNG") from error
 
 
+def thumbnail(data: bytes, most: int) -> bytes:
+    """Return a JPEG or PNG file made small, at most `most` pixels wide and high, as PNG.
+
+    Raises:
+        InputError: as `decode_image`.
+    """
+    from PIL import Image
+
+    small = Image.fromarray(decode_image(data))
+    small.thumbnail((most, most))
+    small.save(sink := io.BytesIO(), "PNG")
+    return sink.getvalue()
+
+
 def _png_pixels(data: memoryview) -> Iterator[memoryview]:
     """Yield the signature and the chunks that hold pixels."""
     yield data[: len(_PNG)]

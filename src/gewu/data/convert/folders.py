@@ -1,7 +1,7 @@
 """Folders of files, millions of them: pictures sorted into folders, texts, or anything (see `gewu.formats.folder`).
 
 One file is one sample: {"path": text, "data": bytes | text}, or {"path", "label", "image"} where `label` is the name of the
-folder that holds the picture. What a folder holds is decided by its first 64 files, or said by `content`.
+folder that holds the picture. What a folder holds is decided by 64 files here and there, or said by `content`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def folder_source(path: str | Path, content: str = "auto", group_files: int = GR
 
     Args:
         path: the folder.
-        content: "bytes", "text" (UTF-8), "image", or "auto": what the first 64 files are.
+        content: "bytes", "text" (UTF-8), "image", or "auto": what 64 files here and there are.
         group_files: files of a piece.
 
     Raises:

@@ -20,7 +20,7 @@ from gewu.data.convert.fit import RecordPiece, inferred, refused
 from gewu.data.fields import Field, Schema, Type
 from gewu.data.piece import Source
 from gewu.formats import arrow, jsonl
-from gewu.formats.packed import opened
+from gewu.formats.packed import opened, pyarrow
 from gewu.formats.recognise import SCHEMA_SUFFIX
 
 PIECE_BYTES: Final = 64 << 20
@@ -65,7 +65,7 @@ def table_source(paths: Sequence[str], schema: Schema | None = None) -> Source:
 
 def arrow_schema(schema: Schema, form: str) -> Any:
     """Return the Arrow schema of the fields, which carries ours as metadata."""
-    pa = arrow.pyarrow()
+    pa = pyarrow()
 
     def of(field: Field, kind: Type) -> Any:
         if kind.item is not None:
