@@ -182,7 +182,7 @@ def million(folder: Path) -> dict[str, float]:
             "quality": {"type": "float", "min": low, "max": high},
         }
         name = f"crawl-{k // 1000:04d}-{k % 1000:04d}.gws"
-        parts.append(PartInfo(name, SAMPLES, 1_400_000 + k % 9973, shas[64 * k : 64 * k + 64], stats))
+        parts.append(PartInfo(name, SAMPLES, 1_400_000 + k % 9973, shas[64 * k : 64 * k + 64], k, stats))
     publish(catalogue, [part.name for part in parts], [SAMPLES] * SHARDS, parts)
     size = sum(path.stat().st_size for path in (folder / "manifests").iterdir())
     return {"manifest_bytes_per_shard": size / SHARDS}

@@ -26,6 +26,7 @@ from gewu.data.shard import ShardInfo
 from gewu.data.storewriter import StoreWriter
 from tests.faults.faultlib import Killer, failing_os, run_python
 
+REPOSITORY = str(Path(__file__).resolve().parents[2])
 SCHEMA = Schema.of({"text": "text", "score": "float32", "label": "int16?"}, units={"score": "eV"}, meanings={"score": "How good"})
 COLUMNS = ("source", "score", "label")
 
@@ -327,6 +328,29 @@ def test_writers_do_not_choose_one_name(tmp_path: Path) -> None:
         assert (a, b, c) == ("data-000001", "data-000002", "x-000001")
 
 
+def test_the_page_says_what_the_files_hold(made: Path, tmp_path: Path) -> None:
+    """Read a store by docs/data-catalogue.md alone, and run its example."""
+    number, page = 0, (Path(REPOSITORY) / "docs" / "data-catalogue.md").read_text()
+    body = json.loads((made / "versions" / "00000003.json").read_text())
+    seal = body.pop("sha256")
+    assert hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=True).encode()).hexdigest() == seal
+    for manifest in body["manifests"]:
+        data = (made / "manifests" / manifest["name"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == manifest["sha256"]
+        for row in pq.read_table(made / "manifests" / manifest["name"]).to_pylist():
+            part = made / "catalogue" / row["name"].replace(".gws", ".parquet")
+            assert (part.stat().st_size, hashlib.sha256(part.read_bytes()).digest()) == (row["part_bytes"], row["part_sha256"])
+            found = pq.read_table(part).to_pydict()
+            assert found["score"] == [k / 8 for k in range(number, number + row["samples"])]
+            assert (row["min.score"], row["max.score"]) == (min(found["score"]), max(found["score"]))
+            assert row["values.source"] == sorted(set(found["source"]))
+            number += row["samples"]
+    assert number == 120
+    code = page.split("```python\n")[1].split("```")[0]
+    done = run_python(f"import os; os.chdir({str(tmp_path)!r})\n" + code)
+    assert done.stdout.splitlines()[0].startswith("1000 332 {'text': 'letter 502'"), done.stderr
+
+
 # Damage
 
 
@@ -481,7 +505,6 @@ for k in range(first, first + 400, 10):
     t.add(root, k, 10)
     print("done", k, flush=True)
 """
-REPOSITORY = str(Path(__file__).parents[2])
 
 
 def test_a_kill_at_any_instant_leaves_a_version(tmp_path: Path) -> None:

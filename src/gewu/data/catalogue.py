@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from gewu.core.crc32c import crc32c
 from gewu.core.errors import InputError, ResourceError, StoreError
 from gewu.core.files import AtomicFile, DirectoryLock, sha256_of, storage_error, sweep_temporaries, write_atomic
 from gewu.core.machine import extra
@@ -45,12 +46,13 @@ _WAITS, _WAIT_S = 3000, 0.02
 
 
 class PartInfo(NamedTuple):
-    """What a manifest says of a part: its shard, rows, bytes, SHA-256, and of each column type and extremes; fit for JSON."""
+    """What a manifest says of a part: its shard, rows, bytes, checksums, and of each column type and extremes; fit for JSON."""
 
     name: str
     rows: int
     bytes: int
     sha256: str
+    crc32c: int
     stats: dict[str, dict[str, Any]]
 
 
@@ -121,10 +123,9 @@ def write_part(path: str | Path, columns: Mapping[str, Any], meanings: Any = Non
     for name, array in arrays.items():
         if len(array) != len(arrays["length"]):
             raise InputError("has another length than the first column", file=path, key=name, value=len(array))
-    data = packed(arrays, ("hash",), meanings)
+    data = packed(arrays, ("hash",), meanings).getbuffer()
     stats = {name: {"type": "uint64"} if name == "hash" else extremes(array) for name, array in arrays.items()}
-    sha256 = write_atomic(path, data.getbuffer())
-    return PartInfo(Path(path).stem + SUFFIX, len(arrays["length"]), data.tell(), sha256, stats)
+    return PartInfo(Path(path).stem + SUFFIX, len(arrays["length"]), len(data), write_atomic(path, data), crc32c(data), stats)
 
 
 class Catalogue:
@@ -165,7 +166,7 @@ class Catalogue:
     def _load(self, number: int) -> Snapshot:
         path = self.root / "versions" / f"{number:08d}.json"
         try:
-            body = json.loads(data := _bytes_of(path))
+            body = json.loads(data := bytes_of(path))
             seal = body.pop("sha256")
             if _sealed(body) != data or body.pop("format") != FORMAT or body["version"] != number:
                 raise ValueError("it does not match its checksum, number or format")
@@ -185,7 +186,7 @@ class Catalogue:
         pa, tables = extra("pyarrow"), []
         for manifest in manifests:
             path = self.root / "manifests" / manifest.name
-            data = _bytes_of(path)
+            data = bytes_of(path)
             if hashlib.sha256(data).hexdigest() != manifest.sha256:
                 raise StoreError("is damaged: it does not match its checksum", file=path)
             tables.append(extra("pyarrow.parquet").read_table(pa.BufferReader(data), columns=columns))
@@ -406,7 +407,12 @@ def _check_samples(shard: Path) -> None:
         raise StoreError(f"{len(damaged)} samples are damaged", file=shard, value=damaged[:20])
 
 
-def _bytes_of(path: Path) -> bytes:
+def bytes_of(path: Path) -> bytes:
+    """Return what a stored file holds.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
     try:
         return path.read_bytes()
     except OSError as error:
@@ -431,7 +437,7 @@ def _manifest(shards: Sequence[ShardInfo], parts: Sequence[PartInfo], columns: M
     pa = extra("pyarrow")
     data = {"name": pa.array([shard.name for shard in shards], pa.string())}
     data |= {key: pa.array([getattr(shard, key) for shard in shards], pa.int64()) for key in ("samples", "bytes", "raw_bytes")}
-    data |= {"part_bytes": pa.array([part.bytes for part in parts], pa.int64())}
+    data |= {f"part_{key}": pa.array([getattr(part, key) for part in parts], pa.int64()) for key in ("bytes", "crc32c")}
     for key, infos in (("sha256", shards), ("part_sha256", parts)):
         data[key] = pa.array([bytes.fromhex(info.sha256) for info in infos], pa.binary(32))
     for name, kind in columns.items():

@@ -2,9 +2,9 @@
 
 A condition is first turned into one on the least and greatest values of each shard, or on its set of values, which the manifests
 hold: `quality > 0.5` becomes `max.quality > 0.5`. Shards where it does not hold are never opened. AND, OR, BETWEEN, IN and
-comparisons of a column with a constant are understood; all else may hold anywhere. The parts of the other shards are scanned in
-order, some million rows at a time. A view holds 16 bytes a shard of the version and 4 bytes a selected sample, none for those of
-a shard that is selected as a whole. What the text of a user may say, and how DuckDB is locked: `gewu.formats.sql`.
+comparisons of a column with a constant are understood; all else may hold anywhere. The parts of the other shards are checked and
+scanned in order, some million rows at a time. A view holds 16 bytes a shard of the version and 4 bytes a selected sample, none
+for those of a shard that is selected as a whole. What the text of a user may say, and how DuckDB is locked: `gewu.formats.sql`.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
 
+from gewu.core.crc32c import crc32c
 from gewu.core.errors import InputError, StoreError
 from gewu.core.files import write_atomic
 from gewu.core.machine import extra
-from gewu.data.catalogue import Catalogue, Snapshot, check_file, part_path
+from gewu.data.catalogue import Catalogue, Snapshot, bytes_of, part_path
 from gewu.data.shard import SUFFIX
 from gewu.formats.sql import LockedSql
 
@@ -108,11 +108,11 @@ def select(catalogue: Catalogue, condition: str | None, version: int | None = No
 
     Raises:
         InputError: it is not a condition, names no column (those there are are listed), or compares what cannot be compared.
-        StoreError: a part is absent or damaged. Damage that leaves a part readable is found by `Catalogue.verify(deep=True)`.
+        StoreError: a part that is read is absent or damaged.
         ResourceError: duckdb is missing, or out of memory.
     """
     snapshot = catalogue.snapshot(version)
-    shards = catalogue.table(snapshot.manifests, ["name", "samples", "part_bytes", "part_sha256"])
+    shards = catalogue.table(snapshot.manifests, ["name", "samples", "part_bytes", "part_crc32c"])
     sizes, counts, hits = shards["samples"].to_numpy(), np.zeros(len(shards), np.int64), [np.empty(0, np.uint32)]
     if condition is None and limit is None:
         return View(catalogue, snapshot, None, sizes, sizes, hits[0])
@@ -127,9 +127,8 @@ def select(catalogue: Catalogue, condition: str | None, version: int | None = No
     ends = np.cumsum(sizes[chosen]) // _BATCH_ROWS
     for batch in np.split(chosen, np.flatnonzero(np.diff(ends)) + 1):
         if left > 0 and len(batch):
-            rows = shards.take(batch).to_pylist()
-            parts = [str(part_path(catalogue.root.resolve(), row["name"])) for row in rows]
-            with session.refusing(text, snapshot.columns, partial(_check, parts, rows)):
+            parts = _checked(catalogue, shards.take(batch))
+            with session.refusing(text, snapshot.columns):
                 query = f"{_ROWS} FROM read_parquet(?) AS samples WHERE (\n{text}\n) LIMIT ?"
                 found = session.execute(query, [parts, left]).fetchnumpy()
             counts[batch] = np.bincount(found["file_index"].astype(np.int64), minlength=len(batch))
@@ -148,12 +147,14 @@ def ask(catalogue: Catalogue, query: str, version: int | None = None) -> list[di
     snapshot = catalogue.snapshot(version)
     session, manifests = _session(catalogue, snapshot)
     session.query(query, ("samples", "shards"))
-    rows = catalogue.table(snapshot.manifests, ["name", "part_bytes", "part_sha256"]).to_pylist()
-    parts = [str(part_path(catalogue.root.resolve(), row["name"])) for row in rows]
-    columns = {"samples": f"*, parse_filename(filename, true) || '{SUFFIX}' AS shard", "shards": "*"}
-    files = {"samples": parts, "shards": manifests} if parts else {}
-    with session.refusing(query, snapshot.columns, partial(_check, parts, rows)):
-        for name in (name for name in files if name in query.lower()):
+    files, columns = (
+        {"shards": manifests},
+        {"shards": "*", "samples": f"*, parse_filename(filename, true) || '{SUFFIX}' AS shard"},
+    )
+    if "samples" in query.lower():
+        files["samples"] = _checked(catalogue, catalogue.table(snapshot.manifests, ["name", "part_bytes", "part_crc32c"]))
+    with session.refusing(query, snapshot.columns):
+        for name in files if manifests else ():
             session.execute(f"SET VARIABLE {name} = ?", [files[name]])
             session.execute(f"CREATE TEMP VIEW {name} AS SELECT {columns[name]} FROM read_parquet(getvariable('{name}'))")
         answer = session.execute(query)
@@ -170,6 +171,12 @@ def _session(catalogue: Catalogue, snapshot: Snapshot) -> tuple[LockedSql, list[
     return LockedSql(folders), [str(folders[1].resolve() / manifest.name) for manifest in snapshot.manifests]
 
 
-def _check(parts: list[str], rows: list[dict[str, Any]]) -> None:
-    for path, row in zip(parts, rows, strict=True):
-        check_file(Path(path), row["part_bytes"], row["part_sha256"])
+def _checked(catalogue: Catalogue, shards: Any) -> list[str]:
+    """Return the files of parts that are whole."""
+    paths = []
+    for row in shards.to_pylist():
+        paths.append(part_path(catalogue.root.resolve(), row["name"]))
+        data = bytes_of(paths[-1])
+        if (len(data), crc32c(data)) != (row["part_bytes"], row["part_crc32c"]):
+            raise StoreError("is damaged: it does not match its checksum", file=paths[-1])
+    return [str(path) for path in paths]
