@@ -21,6 +21,8 @@ from numba import types  # noqa: E402
 from numba.core import cgutils  # noqa: E402
 from numba.extending import intrinsic  # noqa: E402
 
+from gewu.core.vector import stamped  # noqa: E402
+
 POLYNOMIAL: Final = 0x82F63B78
 _PARTS: Final = (2048, 256)  # bytes of each of the three parts of a long and of a short block
 
@@ -150,6 +152,7 @@ def _blocks(part: Any, table: Any, address: Any, size: Any, crc: Any) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
+@stamped
 def crc32c_at(address: Any, size: Any) -> Any:
     """Return the CRC-32C of `size` bytes at an address (int64, int64 → uint64); for callers inside Numba and out."""
     crc = np.uint64(0xFFFFFFFF)

@@ -16,6 +16,7 @@ import numpy as np
 from gewu.core.crc32c import crc32c_at, load_32, prefetch
 from gewu.core.device import load_numba
 from gewu.core.objects import copy, fill, forget_error, new_dict, set_entry, word
+from gewu.core.vector import stamped
 
 numba = load_numba()
 
@@ -61,6 +62,7 @@ def _ask(address: Any, size: Any) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
+@stamped
 def ask(table: Any, numbers: Any, begin: Any, asked: Any) -> Any:
     """Have the next records from `begin` on read from the disk, those before `asked` were; return what `asked` is now."""
     for k in range(max(begin, asked), min(begin + _MOST[1], len(numbers))):
@@ -72,6 +74,7 @@ def ask(table: Any, numbers: Any, begin: Any, asked: Any) -> Any:
 
 
 @numba.njit(cache=True)
+@stamped
 def read(table: Any, steps: Any, number: Any, into: Any) -> Any:
     """Read a record into the dict at `into` by steps (`objects.fill`) and return its place."""
     file, address, start, size = _find(table, number)
@@ -88,8 +91,9 @@ def read(table: Any, steps: Any, number: Any, into: Any) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
+@stamped
 def check(table: Any, numbers: Any, places: Any, sizes: Any, begin: Any) -> Any:
-    """Write places and bytes from `begin` on, until half a cache is full, and return where it stopped; ask for each record early."""
+    """Write places and bytes from `begin` on until half a cache is full, return where it stopped; ask for records early."""
     left, k = np.int64(_CACHE), begin
     file, address, start, size = _find(table, numbers[k])
     while k < len(numbers) and left > 0:
@@ -105,6 +109,7 @@ def check(table: Any, numbers: Any, places: Any, sizes: Any, begin: Any) -> Any:
 
 
 @numba.njit(cache=True)
+@stamped
 def fill_all(table: Any, steps: Any, places: Any, sizes: Any, begin: Any, end: Any, blank: Any, records: Any) -> Any:
     """Put copies of the dict `blank`, filled, into the list `records`; return how many were not read."""
     missing = 0
@@ -122,6 +127,7 @@ def fill_all(table: Any, steps: Any, places: Any, sizes: Any, begin: Any, end: A
 
 
 @numba.njit(cache=True, nogil=True)
+@stamped
 def gather(bases: Any, places: Any, at: Any, size: Any, out: Any) -> None:
     """Copy `size` bytes at `at` of each record that was found right to its row at the address `out`."""
     for k in range(len(places)):

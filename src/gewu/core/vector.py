@@ -1,4 +1,4 @@
-"""What `simd`, `lanes` and `mesh` share: LLVM vectors in the making, and a stamp for caches.
+"""What `simd`, `lanes` and `mesh` share: LLVM vectors in the making; and a stamp for caches, also of `crc32c` and `records`.
 
 Numba keeps compiled code until the file of the function changes; it does not see that these modules have.  A cached function that
 uses them is marked `@stamped`, below `njit`: its name in the cache then holds `STAMP`, the digest of their sources.
@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 INT32, INT64 = ir.IntType(32), ir.IntType(64)
 FLOATS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
-_SOURCES = ("vector.py", "simd.py", "lanes.py", "mesh.py")
+_SOURCES = ("vector.py", "simd.py", "lanes.py", "mesh.py", "crc32c.py", "objects.py", "records.py")
 STAMP: Final = hashlib.sha256(b"".join(Path(__file__).with_name(name).read_bytes() for name in _SOURCES)).hexdigest()[:16]
 
 
