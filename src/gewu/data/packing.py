@@ -172,7 +172,7 @@ class PackedLoader(Stream):
     """
 
     def __init__(
-        self, loader: Loader, packer: Packer, rows: int, *, slots: int | None = None, chunk: int = 16, state: Any = None
+        self, loader: Loader, packer: Packer, rows: int, *, slots: int | None = None, chunk: int = 32, state: Any = None
     ) -> None:
         slots = slots or rows
         if min(rows, slots, chunk) < 1 or rows % slots or slots % loader.world:
