@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+MOST_COLUMNS = 12
 PAGES = ("docs/performance.md", "README.md")
 
 
@@ -22,11 +23,16 @@ def table(topic: str, records: list[dict[str, Any]]) -> str:
     if not records:
         command = {"md/drift": "make drift", "md/scaling": "make scaling"}.get(topic, f"make bench TOPIC={topic}")
         return f"No figures are recorded yet: `{command}` writes them."
-    accuracy = list(dict.fromkeys(name for r in records for name, value in r["accuracy"].items() if _number(value)))
+    names = [name for r in records for name, value in r["accuracy"].items() if _number(value)]
+    accuracy = list(dict.fromkeys(names))
+    if len(accuracy) > MOST_COLUMNS:  # cases of many kinds: what only one or two have stands in the last column
+        accuracy = [name for name in accuracy if names.count(name) > 2]
+    others = [{name: value for name, value in r["accuracy"].items() if name not in accuracy and _number(value)} for r in records]
     ratio = "time peer / gewu" if all(record["unit"] == "s" for record in records) else "gewu against peer"
     titles = ["case", "peer", ratio, "gewu", "peer", "spread", *(name.replace("_", " ") for name in accuracy)]
+    titles += ["also"] if any(others) else []
     rows = [titles, ["---"] * len(titles)]
-    for r in records:
+    for r, other in zip(records, others, strict=True):
         times = [
             f"{r['ratio']:.2f}",
             f"{_number(r['ours'])} {r['unit']}",
@@ -34,6 +40,8 @@ def table(topic: str, records: list[dict[str, Any]]) -> str:
             f"{100 * r['spread']:.0f} %",
         ]
         rows.append([r["case"], r["peer"], *times, *(_number(r["accuracy"].get(name)) for name in accuracy)])
+        if any(others):
+            rows[-1].append(", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in other.items()))
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     measured: dict[tuple[Any, ...], dict[str, str]] = {}
     for r in records:
@@ -47,12 +55,12 @@ def table(topic: str, records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _number(value: float | dict[str, float] | None) -> str:
+def _number(value: Any) -> str:
     """Return three digits; of two sides their ratio, or both where there is none; nothing of other groups of figures."""
     if isinstance(value, dict):
-        sides = [_number(value[side]) for side in ("gewu", "peer") if side in value]
+        sides = [_number(value[side]) for side in ("gewu", "peer") if side in value and not isinstance(value[side], dict)]
         return _number(value.get("ratio")) or (" / ".join(sides) if len(sides) == len(value) else "")
-    if value is None:
+    if not isinstance(value, (int, float)):
         return ""
     return f"{float(f'{value:.3g}'):,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
