@@ -154,6 +154,7 @@ def progress(done, total, **numbers):
 if __name__ == "__main__":
     root, dedup, count, action = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     print("start", flush=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a program that was begun in the background ignores it
     try:
         pipeline(root, dedup, count).run(2, "processes", progress=progress)
     except GewuError as error:

@@ -6,6 +6,8 @@ The class decides the exit code of the command line: 2 input, 3 not converged, 4
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +81,9 @@ class CentreError(GewuError):
     """A computing centre or its batch system refused or lost the work."""
 
     exit_code = 4
+
+
+def did_you_mean(name: Any, names: Iterable[Any]) -> str | None:
+    """Return the hint that offers the nearest of the names, or None when none is near."""
+    near = difflib.get_close_matches(str(name), [str(known) for known in names], n=1)
+    return f"did you mean {near[0]!r}?" if near else None

@@ -16,6 +16,7 @@ import secrets
 import socket
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -71,26 +72,9 @@ def write_atomic(path: str | Path, data: bytes | bytearray | memoryview) -> str:
         ResourceError: the disk or the quota is full.
         StoreError: any other refusal of the system (no such directory, no permission, input/output error).
     """
-    path = Path(path)
-    temporary = path.parent / f".{os.getpid()}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            try:
-                write_all(descriptor, data)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_directory(path.parent)
-    except OSError as error:
-        raise storage_error(error, path, "written") from error
-    except ValueError as error:  # a NUL or an unencodable character in the name
-        raise StoreError(f"is not a usable file name: {error}", value=str(path)) from error
-    return hashlib.sha256(data).hexdigest()
+    with AtomicFile(path, replace=True) as file:
+        file.write(data)
+    return file.sha256
 
 
 class AtomicFile:
@@ -103,6 +87,10 @@ class AtomicFile:
         replace: take the place of an existing file; otherwise the second of two writers is refused when it commits.
         buffer_bytes: how much is gathered before the system is called.
 
+    Attributes:
+        tell: bytes so far.
+        sha256: of the whole, in hexadecimal, after the commit.
+
     Raises:
         ResourceError, StoreError: as `write_atomic`; StoreError also when the name is taken.
     """
@@ -111,49 +99,63 @@ class AtomicFile:
         self.path, self._replace, self._limit = Path(path), replace, buffer_bytes
         self._buffer = bytearray()
         self._hash = hashlib.sha256()
-        self.tell = 0
+        self.tell, self.sha256 = 0, ""
         self._temporary = self.path.parent / f".{os.getpid()}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
-        try:
+        self._descriptor = -1
+        with self._or_nothing():
             self._descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        except (OSError, ValueError) as error:
-            if isinstance(error, ValueError):
-                raise StoreError(f"is not a usable file name: {error}", value=str(path)) from error
-            raise storage_error(error, path, "written") from error
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Append; returns the number of bytes, as a stream does."""
-        self._buffer += data
-        self.tell += len(data)
-        if len(self._buffer) >= self._limit:
+        size = data.nbytes if isinstance(data, memoryview) else len(data)
+        if size < self._limit:
+            self._buffer += data
+        if size >= self._limit or len(self._buffer) >= self._limit:
             self._flush()
-        return len(data)
+        if size >= self._limit:  # large ones are not copied
+            self._put(data)
+        self.tell += size
+        return size
 
     def _flush(self) -> None:
-        self._hash.update(self._buffer)
+        if self._buffer:
+            self._put(self._buffer)
+            self._buffer = bytearray()
+
+    def _put(self, data: bytes | bytearray | memoryview) -> None:
+        with self._or_nothing():
+            self._hash.update(data)
+            write_all(self._descriptor, data)
+
+    @contextmanager
+    def _or_nothing(self) -> Iterator[None]:
+        """Leave nothing behind when this fails, in whatever way."""
         try:
-            write_all(self._descriptor, self._buffer)
+            yield
+        except FileExistsError:
+            self.abort()
+            raise StoreError("exists already", file=self.path, hint="another writer was first; choose another name") from None
         except OSError as error:
             self.abort()
             raise storage_error(error, self.path, "written") from error
-        self._buffer = bytearray()
+        except ValueError as error:  # a NUL or an unencodable character in the name
+            self.abort()
+            raise StoreError(f"is not a usable file name: {error}", value=str(self.path)) from error
+        except BaseException:
+            self.abort()
+            raise
 
     def commit(self) -> str:
         """Put the file under its name, safe on the disk; return its SHA-256 in hexadecimal."""
         self._flush()
-        try:
+        with self._or_nothing():
             os.fsync(self._descriptor)
-            if self._replace:
-                os.replace(self._temporary, self.path)
-            else:  # a link, unlike a rename, never takes the place of another file
-                os.link(self._temporary, self.path)
+            # a link, unlike a rename, never takes the place of another file
+            (os.replace if self._replace else os.link)(self._temporary, self.path)
             self.abort()
             _sync_directory(self.path.parent)
-        except OSError as error:
-            self.abort()
-            if isinstance(error, FileExistsError):
-                raise StoreError("exists already", file=self.path, hint="another writer was first; choose another name") from None
-            raise storage_error(error, self.path, "written") from error
-        return self._hash.hexdigest()
+        self.sha256 = self._hash.hexdigest()
+        return self.sha256
 
     def abort(self) -> None:
         """Drop what was written; nothing to do after `commit`."""

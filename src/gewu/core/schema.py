@@ -15,7 +15,6 @@ Example:
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 import types
@@ -24,7 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from gewu.core.errors import GewuError, InputError
+from gewu.core.errors import GewuError, InputError, did_you_mean
 
 T = TypeVar("T")
 
@@ -175,9 +174,8 @@ def parse(cls: type[T], table: Mapping[str, Any], *, section: str, file: str | P
         raise InputError("must be a table", file=file, key=section, value=table)
     for key in table:
         if key not in infos:
-            near = difflib.get_close_matches(str(key), infos, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else None
-            raise InputError("unknown key", file=file, key=_dotted(section, str(key)), allowed=", ".join(infos), hint=hint)
+            where, allowed = _dotted(section, str(key)), ", ".join(infos)
+            raise InputError("unknown key", file=file, key=where, allowed=allowed, hint=did_you_mean(key, infos))
     values: dict[str, Any] = {}
     for name, info in infos.items():
         if name not in table and info.required:
@@ -268,8 +266,7 @@ def _check_text(value: str, problem: _Problem) -> None:
 def _check_bounds(value: Any, problem: _Problem) -> None:
     info = problem.info
     if info.choices is not None and value not in info.choices:
-        near = difflib.get_close_matches(str(value), [str(choice) for choice in info.choices], n=1)
-        raise problem.error("is not one of the choices", value, f"did you mean {near[0]!r}?" if near else None)
+        raise problem.error("is not one of the choices", value, did_you_mean(value, info.choices))
     if isinstance(value, str | bool):
         return
     below = info.minimum is not None and value < info.minimum

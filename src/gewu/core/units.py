@@ -7,10 +7,9 @@ carries its unit as the suffix of its name. Conversion is one multiplication, so
 
 from __future__ import annotations
 
-import difflib
 from typing import Final
 
-from gewu.core.errors import InputError
+from gewu.core.errors import InputError, did_you_mean
 
 # Exact since the SI of 2019.
 PLANCK_J_S: Final = 6.62607015e-34
@@ -85,9 +84,8 @@ def convert(value: float, source: str, target: str) -> float:
     """
     for unit in (source, target):
         if unit not in _DIMENSION:
-            near = difflib.get_close_matches(unit, _DIMENSION, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else None
-            raise InputError("unknown unit", value=unit, allowed=", ".join(_DIMENSION), hint=hint)
+            allowed = ", ".join(_DIMENSION)
+            raise InputError("unknown unit", value=unit, allowed=allowed, hint=did_you_mean(unit, _DIMENSION))
     dimension = _DIMENSION[source]
     if _DIMENSION[target] != dimension:
         raise InputError(

@@ -12,7 +12,6 @@ meaning. Types are written as text, and stand so in every shard:
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
 import re
@@ -23,7 +22,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from gewu.core.errors import InputError, StoreError
+from gewu.core.errors import InputError, StoreError, did_you_mean
 
 NUMBERS: Final = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -205,9 +204,8 @@ class Schema:
 
     def unknown(self, name: Any) -> InputError:
         """Return the error for a name that is no field."""
-        near = difflib.get_close_matches(str(name), self.names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else None
-        return InputError("no such field", key=str(name), allowed=", ".join(self.names), hint=hint)
+        allowed = ", ".join(self.names)
+        return InputError("no such field", key=str(name), allowed=allowed, hint=did_you_mean(name, self.names))
 
     def with_fields(self, types: Mapping[str, str], *, without: tuple[str, ...] = ()) -> Schema:
         """Return this schema with fields added or given another type, and without some."""

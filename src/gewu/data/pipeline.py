@@ -173,9 +173,9 @@ def source_from(store: Store | Subset) -> Source:
     whole = store.store if isinstance(store, Subset) else store
     keep = np.full(len(whole), whole is store)
     keep[store.numbers if isinstance(store, Subset) else ()] = True
-    masks = zip(whole._names, np.split(keep, np.cumsum(whole.shard_sizes)[:-1]), strict=True)
-    paths = [(whole.root / name, mask) for name, mask in masks if mask.any()]
-    pieces = [StorePiece(str(path.parent), path.name, np.packbits(mask).tobytes()) for path, mask in paths]
+    masks = np.split(keep, np.cumsum(whole.shard_sizes)[:-1])
+    kept = [(path, mask) for path, mask in zip(whole.paths, masks, strict=True) if mask.any()]
+    pieces = [StorePiece(str(path.parent), path.name, np.packbits(mask).tobytes()) for path, mask in kept]
     return Source(store.schema, pieces, "store")
 
 

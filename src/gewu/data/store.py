@@ -151,6 +151,11 @@ class Store:
         assert self._schema is not None
         return self._schema
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files of the shards, in order."""
+        return [self.root / name for name in self._names]
+
     def __len__(self) -> int:
         return self._length
 

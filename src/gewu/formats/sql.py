@@ -7,14 +7,13 @@ may read files of some folders and no other, load nothing, and keep its settings
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from gewu.core.errors import InputError, ResourceError
+from gewu.core.errors import InputError, ResourceError, did_you_mean
 
 _LONGEST: Final = 10_000
 _FRAME: Final = "SELECT 1 FROM samples WHERE (\n{}\n)"
@@ -112,8 +111,8 @@ class LockedSql:
                 hint = "only functions of values are: for one row in a hundred write hash % 100 = 7"
                 raise InputError("cannot be part of a condition", value=node.get("function_name", kind.lower()), hint=hint)
             if kind == "COLUMN_REF" and (name := node["column_names"][-1]).lower() not in lower:
-                hint = "".join(f"did you mean {near!r}?" for near in difflib.get_close_matches(name, columns, n=1))
-                raise InputError("no such column", key=name, value=text, allowed=", ".join(columns), hint=hint)
+                allowed, near = ", ".join(columns), did_you_mean(name, columns)
+                raise InputError("no such column", key=name, value=text, allowed=allowed, hint=near)
         return _bound(found["where_clause"], lower)
 
 

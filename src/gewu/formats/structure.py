@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from gewu.core.errors import InputError
 from gewu.formats.elements import ATOMIC_NUMBER
@@ -139,6 +138,8 @@ class Structure:
                 near = (moved > -margin[axis]) & (moved < 1.0 + margin[axis]) & (shift != 0)
                 images.append((frac[near] + shift * np.eye(3)[axis], owner[near]))
             frac, owner = np.concatenate([image[0] for image in images]), np.concatenate([image[1] for image in images])
+        from scipy.spatial import cKDTree  # a third of a second that most who import formats need not wait
+
         for i, j in sorted(cKDTree(frac @ cell).query_pairs(MIN_DISTANCE_ANGSTROM)):
             distance = float(np.linalg.norm((frac[i] - frac[j]) @ cell))
             a, b = sorted((int(owner[i]), int(owner[j])))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -10,7 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gewu.core.errors import InputError
+from gewu.core.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from gewu.core.context import Context
@@ -76,6 +75,5 @@ def load_engine(name: str, *, file: str | Path | None = None) -> Engine:
 def unknown_engine(name: str, file: str | Path | None) -> InputError:
     """Return the error for an engine table or argument that names no engine."""
     names = engine_names()
-    near = difflib.get_close_matches(name, [*names, "job"], n=1)
-    hint = f"did you mean {near[0]!r}?" if near else None
+    hint = did_you_mean(name, [*names, "job"])
     return InputError("no such engine", file=file, key=f"[{name}]", allowed=", ".join(names), hint=hint)
