@@ -1,0 +1,1 @@
+"""Large models: trained on whatever is there, planned for what is not."""
