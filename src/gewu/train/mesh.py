@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Final
 
@@ -106,6 +106,10 @@ class Layout:
     def size(self, *axes: str) -> int:
         """Return the product of the sizes of axes."""
         return math.prod(getattr(self, axis) for axis in axes)
+
+    def with_(self, **changes: Any) -> Layout:
+        """Return the layout with other values of some fields."""
+        return replace(self, **changes)
 
     @property
     def devices(self) -> int:

@@ -46,6 +46,8 @@ class Param:
         partial: its gradient on a device of tp is a part of it: "tokens" with sp (norms, biases behind a reduction, router),
             "heads" always (norms of queries and keys), "" never.
         layered: whether it belongs to a layer; the first axis of a stack of them counts layers.
+        exact: used in float32 whatever the precision (norms, biases, router).
+        dtype: in which it is kept.
     """
 
     shape: tuple[int, ...]
@@ -57,6 +59,8 @@ class Param:
     decay: bool = True
     partial: str = ""
     layered: bool = False
+    exact: bool = False
+    dtype: str = "float32"
 
     @property
     def size(self) -> int:
@@ -121,7 +125,7 @@ def specs(config: ModelConfig) -> Specs:
     """Return the parameters of a model as a tree of `Param`."""
     c = config
     D, V = c.width, c.vocab
-    norm = {"init": "ones", "decay": False, "partial": "tokens"}
+    norm = {"init": "ones", "decay": False, "exact": True, "partial": "tokens"}
     tree: Specs = {"layers": _layer(c)}
     if V:
         tree["embed"] = Param((V, D), ("vocab", "embed"), fsdp=1)
@@ -137,7 +141,7 @@ def specs(config: ModelConfig) -> Specs:
     for name, width in (("classes", c.classes), ("targets", c.targets)):
         if width:
             tree[name] = Param((D, width), ("embed", ""), fsdp=0, matrix=(0, 1))
-            tree[f"{name}_bias"] = Param((width,), ("",), init="zeros", decay=False)
+            tree[f"{name}_bias"] = Param((width,), ("",), init="zeros", decay=False, exact=True)
     return tree
 
 
@@ -145,7 +149,7 @@ def _input(item: Any, D: int) -> Specs:
     """Return the parameters of one encoder: a linear map of each patch (or column), a bias and a place of each token."""
     inside = {"table": 1, "patches": item.patch * item.patch * item.shape[-1], "series": item.patch * item.shape[-1]}[item.kind]
     lead = (item.tokens,) if item.kind == "table" else (inside,)  # each column of a table has a direction of its own
-    plain = {"decay": False, "partial": "tokens"}
+    plain = {"decay": False, "exact": True, "partial": "tokens"}
     return {
         "weight": Param((*lead, D), ("", "embed"), scale=0.02 if item.kind == "table" else inside**-0.5, partial="tokens"),
         "bias": Param((D,), ("embed",), init="zeros", **plain),
@@ -156,8 +160,8 @@ def _input(item: Any, D: int) -> Specs:
 def _layer(c: ModelConfig) -> Specs:
     L, D, K, G, C, F, E = c.layers, c.width, c.K, c.G, c.C, c.F, c.experts
     deep = 0.02 / math.sqrt(2 * L)  # what is added to the stream starts smaller in deep models (GPT-2)
-    norm = {"init": "ones", "decay": False, "partial": "tokens"}
-    zeros = {"init": "zeros", "decay": False}
+    norm = {"init": "ones", "decay": False, "exact": True, "partial": "tokens"}
+    zeros = {"init": "zeros", "decay": False, "exact": True}
     tree: Specs = {
         "norm1": Param((L, D), ("layers", "embed"), **norm),
         "qkv": Param((L, D, K, G + 2, C), ("layers", "embed", "heads", "", ""), fsdp=1, matrix=(1, 2)),
@@ -172,12 +176,12 @@ def _layer(c: ModelConfig) -> Specs:
     if c.bias:
         tree["out_bias"] = Param((L, D), ("layers", "embed"), partial="tokens", **zeros)
     if c.qk_norm:
-        ones = {"init": "ones", "decay": False, "partial": "heads"}
+        ones = {"init": "ones", "decay": False, "exact": True, "partial": "heads"}
         tree["q_norm"] = Param((L, C), ("layers", ""), **ones)
         tree["k_norm"] = Param((L, C), ("layers", ""), **ones)
     if E:
         Fe = c.expert_F
-        tree["router"] = Param((L, D, E), ("layers", "embed", ""), fsdp=1, partial="tokens")
+        tree["router"] = Param((L, D, E), ("layers", "embed", ""), fsdp=1, partial="tokens", exact=True)
         tree["experts_up"] = Param((L, E, D, c.gates, Fe), ("layers", "experts", "embed", "", "hidden"), fsdp=2, matrix=(2, 3))
         tree["experts_down"] = Param((L, E, Fe, D), ("layers", "experts", "hidden", "embed"), fsdp=3, scale=deep, matrix=(2, 3))
         F, names = c.shared_hidden, ("shared_up", "shared_down")
