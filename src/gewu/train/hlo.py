@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gewu.core.errors import InputError
-from gewu.train.walk import Cost, product, sent
+from gewu.train.walk import Cost, called, product, sent
 
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
 _OP = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
@@ -114,22 +114,22 @@ class _Walk:
 
     def line(self, line: _Line, types: dict[str, str]) -> Cost:
         op, rest = line.op.removesuffix("-start"), line.rest
-        called = re.findall(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)", rest)
+        names = re.findall(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)", rest)
         if branches := re.search(r"branch_computations=\{(.*?)\}", rest):
-            called = re.findall(r"[\w.\-]+", branches[1])
+            names = re.findall(r"[\w.\-]+", branches[1])
         if op == "while":
-            body, trips = self.cost(called[0]), re.search(r"known_trip_count\D*(\d+)", rest)
+            body, trips = self.cost(names[0]), re.search(r"known_trip_count\D*(\d+)", rest)
             if trips is None and (body.flops or body.collectives):
                 raise InputError("a loop with products or collectives has no known length", key="while", value=line.name)
             return body.times(int(trips[1])) if trips else Cost()
         if op == "conditional":
-            return max((self.cost(part) for part in called), key=lambda c: (c.flops, c.sent))
+            return max((self.cost(part) for part in names), key=lambda c: (c.flops, c.sent))
         if op in _KINDS:
             return self.collective(op, line, [types.get(x, "") for x in self.operands(rest)])
-        if op in ("dot", "convolution"):
+        if op in ("dot", "convolution") or 'custom_call_target="gewu_product' in rest:
             return self.product(op, line, [types.get(x, "") for x in self.operands(rest)])
         if op in ("fusion", "call", "custom-call", "async"):
-            return sum((self.cost(part) for part in called if part in self.parts), Cost())
+            return sum((self.cost(part) for part in names if part in self.parts), Cost())
         return Cost()
 
     @staticmethod
@@ -150,6 +150,8 @@ class _Walk:
             contracting = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)
             terms = math.prod(a[int(axis)] for axis in contracting[1].split(",") if axis) if contracting else 1
             return product(2.0 * math.prod(out) * terms, moved, "dot")
+        if op == "custom-call":
+            return product(called("product", a, b, out), moved, op)
         labels = re.search(r"dim_labels=\w+_(\w+)->", line.rest)
         outputs = b[labels[1].index("o")] if labels else 1
         return product(2.0 * math.prod(out) * math.prod(b) / outputs, moved, "convolution")

@@ -19,7 +19,7 @@ element-wise chains as fused, as XLA does, and frees what was donated.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -183,10 +183,7 @@ def _flops(eqn: Any) -> float:
     if name == "conv_general_dilated":
         return 2.0 * math.prod(out) * math.prod(b) / b[params["dimension_numbers"].rhs_spec[0]]
     if name == "ffi_call":
-        if "product" not in str(params.get("target_name", "")) or min(len(a), len(b), len(out)) < 2:
-            return 0.0
-        batch = math.prod(out[:-2])  # (m k)(k n)(m n) is the square of m k n, however the operands are turned
-        return 2.0 * batch * math.sqrt(math.prod(a) * math.prod(b) * math.prod(out) / batch**3) if math.prod(out) else 0.0
+        return called(str(params.get("target_name", "")), a, b, out)
     if name == "ragged_dot":  # each row meets one group
         return 2.0 * math.prod(out) * a[-1]
     ragged = params["ragged_dot_dimension_numbers"]
@@ -194,6 +191,14 @@ def _flops(eqn: Any) -> float:
     if set(ragged.lhs_ragged_dimensions) & set(contracting):  # (groups, k, n) from rows dealt to groups
         return 2.0 * math.prod(out[1:]) * math.prod(a[axis] for axis in contracting)
     return 2.0 * math.prod(out) * math.prod(a[axis] for axis in contracting)
+
+
+def called(target: str, a: Sequence[int], b: Sequence[int], out: Sequence[int]) -> float:
+    """Return the operations of a call into machine code: of the products of `gewu.ops`, whichever operands are turned."""
+    if "product" not in target or min(len(a), len(b), len(out)) < 2 or not math.prod(out):
+        return 0.0
+    batch = math.prod(out[:-2])  # (m k)(k n)(m n) is the square of m k n
+    return 2.0 * batch * math.sqrt(math.prod(a) * math.prod(b) * math.prod(out) / batch**3)
 
 
 def memory(program: Any, donated: bool = True) -> float:
