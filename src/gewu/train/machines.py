@@ -150,6 +150,7 @@ class Run:
         layout: as `Layout.of` reads it.
         rows, length: of a step.
         mfu: flop/s that the model needs (nothing computed twice) / peak.
+        slice: devices of one innermost unit, where it is cut smaller than the machine's; 0 else.
     """
 
     series: str
@@ -159,6 +160,7 @@ class Run:
     rows: int
     length: int
     mfu: float
+    slice: int = 0
 
 
 def _megatron() -> list[Run]:
@@ -180,7 +182,7 @@ def _megatron() -> list[Run]:
         model = _gpt(width, layers, heads, 51200, 2048)
         dp = devices // (tp * pp)
         micro = max(pp, rows // dp // (8 if tp * pp == 1 else 2 if pp == 1 else 1))  # size of a micro batch is not in the table
-        layout = f"tp={tp} pp={pp} dp={dp} micro={micro} remat=layer"
+        layout = f"tp={tp} pp={pp} dp={dp} micro={micro}" + (" remat=layer" if pp == 1 else "")  # a pipeline does so anyway
         runs.append(Run("megatron-2021", "a100", model, layout, rows, 2048, tera * 1e12 * 0.75 / 312e12))
     return runs
 
@@ -232,7 +234,7 @@ def _tpu() -> list[Run]:
     for scale, chips, tp, each, one, two in v5p:
         for slices, mfu in ((1, one), (2, two)):
             text = f"dp={slices} fsdp={chips // tp} tp={tp}"
-            runs.append(Run(f"maxtext-v5p-{scale}b", "tpu-v5p", _maxtext(scale), text, each * chips * slices, 2048, mfu))
+            runs.append(Run(f"maxtext-v5p-{scale}b", "tpu-v5p", _maxtext(scale), text, each * chips * slices, 2048, mfu, chips))
     return runs
 
 

@@ -26,6 +26,7 @@ import sys
 import time as clock
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 from gewu.core.errors import InputError, ResourceError
@@ -34,11 +35,12 @@ from gewu.train.attention import BLOCK, KEEP
 from gewu.train.attention import flops as attention_flops
 from gewu.train.config import ModelConfig
 from gewu.train.loss import LOGITS
-from gewu.train.machines import Machine
+from gewu.train.machines import PUBLISHED, Machine
+from gewu.train.machines import machine as machine_of
 from gewu.train.mesh import AXES, Layout
 from gewu.train.optim import Optimiser
 from gewu.train.precision import Precision
-from gewu.train.spec import active, count, flat, specs
+from gewu.train.spec import Param, active, count, flat, specs
 from gewu.train.walk import Cost, product, sent
 
 PROCESS: Final = 2048
@@ -83,11 +85,15 @@ def local_bytes(tree: Any, at: Layout) -> float:
     return float(sum(math.prod(p.local(at)) * size.get(p.dtype, 4) for p in flat(tree).values()))
 
 
+@cache
+def _tree(c: ModelConfig) -> dict[str, Param]:
+    return flat(specs(c))
+
+
+@cache
 def model_flops(c: ModelConfig, rows: int, length: int) -> float:
     """Return the flops that a step needs, nothing computed twice: 6 for each weight and token, and attention."""
-    weights = active(c) - sum(
-        p.size for name, p in flat(specs(c)).items() if name == "positions" or (name == "embed" and not c.tied)
-    )
+    weights = active(c) - sum(p.size for name, p in _tree(c).items() if name == "positions" or (name == "embed" and not c.tied))
     return 6.0 * weights * rows * length + 3.0 * c.layers * rows * attention_flops(length, c)
 
 
@@ -96,7 +102,7 @@ class _Step:
 
     def __init__(self, c: ModelConfig, at: Layout, rows: int, length: int, itemsize: int) -> None:
         self.c, self.at, self.s = c, at, itemsize
-        self.tree = flat(specs(c))
+        self.tree = _tree(c)
         self.b = rows / at.size("dp", "fsdp", "ep") / at.micro
         self.t = length / at.cp
         self.n = self.b * self.t  # tokens of a micro batch; with sp a device of tp holds 1 / tp of them between the parts
@@ -199,6 +205,10 @@ class _Step:
                 total += sent("all-reduce", axes, self.at.size(*axes), math.prod(p.local(self.at)) * 4)
         return total
 
+    def cost(self) -> Cost:
+        """Return the cost of a step."""
+        return (self.products() + self.collectives()).times(self.at.micro) + self.sums()
+
     def memory(self, optimiser: Any) -> Memory:
         """Return the bytes of a device."""
         c, at, s = self.c, self.at, self.s
@@ -237,10 +247,24 @@ def estimate(
     Raises:
         InputError: the layout does not cut the model.
     """
-    precision = precision or Precision.of("bf16")
-    step = _Step(c, at, rows, length, 4 if precision.name == "fp32" else 2)
-    cost = (step.products() + step.collectives()).times(at.micro) + step.sums()
-    return Estimate(cost, step.memory(optimiser or Optimiser()), model_flops(c, rows, length) / at.devices)
+    step = _Step(c, at, rows, length, _itemsize(precision))
+    return Estimate(step.cost(), step.memory(optimiser or Optimiser()), model_flops(c, rows, length) / at.devices)
+
+
+def _itemsize(precision: Precision | None) -> int:
+    return 4 if precision is not None and precision.name == "fp32" else 2
+
+
+def published() -> list[project.Case]:
+    """Return the published runs, each with what a step of this program costs in that layout."""
+    cases = []
+    for run in PUBLISHED:
+        c, at, where = ModelConfig(**run.model), Layout.of(run.layout), machine_of(run.machine)
+        if run.slice:
+            where = replace(where, links=(replace(where.links[0], span=run.slice), *where.links[1:]))
+        cost, memory, needed = estimate(c, at, run.rows, run.length)
+        cases.append(project.Case(run, cost, memory.state, needed, at, where))
+    return cases
 
 
 def _divisors(n: int) -> list[int]:
@@ -301,15 +325,17 @@ def choose(
         ResourceError: none fits; says how many bytes miss for the smallest.
     """
     found: list[Choice] = []
+    optimiser, needed = optimiser or Optimiser(), model_flops(config, batch, length)
     smallest: tuple[float, Layout, Memory] | None = None
     for at in layouts(config, devices, batch, length, machine.node):
+        step = _Step(config, at, batch, length, _itemsize(precision))
         try:
-            cost, memory, needed = estimate(config, at, batch, length, precision, optimiser)
+            memory = step.memory(optimiser)
         except InputError:
             continue
         if memory.total <= machine.memory:
-            seconds = project.band(cost, memory.state, at, machine)
-            found.append(Choice(at, seconds, memory, needed / machine.flops / seconds.middle))
+            seconds = project.band(step.cost(), memory.state, at, machine)
+            found.append(Choice(at, seconds, memory, needed / devices / machine.flops / seconds.middle))
         elif smallest is None or memory.total < smallest[0]:
             smallest = (memory.total, at, memory)
     if found:
@@ -323,7 +349,7 @@ def choose(
         f"the model does not fit: {int(total - machine.memory)} bytes miss on each device",
         key="layout",
         value=str(at),
-        allowed=f"{machine.memory / 1e9:.1f} GB of a {machine.name}; the smallest layout takes {total / 1e9:.2f} GB ({parts})",
+        allowed=f"{machine.memory / 1e9:.1f} GB of {machine.name}; the smallest layout takes {total / 1e9:.2f} GB ({parts})",
         hint="take more devices, a smaller batch or a smaller model",
     )
 
