@@ -40,7 +40,7 @@ def study() -> dict[str, Any]:
     at, precision, optimiser = Layout.of(LAYOUT), Precision.of("bf16"), Optimiser()
     at, rows = Layout.of(LAYOUT), ROWS
     begin = time.perf_counter()
-    found = plan.study(MODEL, at, rows, LENGTH, precision, optimiser, machines.machine("h200"), compile_devices=devices)
+    found = plan.study(MODEL, at, rows, LENGTH, precision, optimiser, machines.machine("h200"), compile_devices=plan.PROCESS)
     seconds = time.perf_counter() - begin
     values = asdict(found) | {"traced": {"flops": found.traced.flops, "collectives": plan.listed(found.traced)}}
     cores = {
