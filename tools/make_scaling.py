@@ -71,21 +71,21 @@ def projected(record: dict[str, Any]) -> str:
     """Return the tables of projections."""
     plan = record["plan"]
     head = "devices|cores|step / s|part of the peak / %|efficiency / %|constant predictor / %"
-    parts = []
-    for name, rows in {plan["machine"]: plan["projected"], **plan["cores"]}.items():
-        cells = [
-            [
-                f"{row['devices']:,}",
-                f"{row['cores']:,}" if name != plan["machine"] else "",
-                _three(row["seconds"]),
-                _three(row["mfu"], 100),
-                _three(row["efficiency"], 100),
-                "100",
-            ]
-            for row in rows
-        ]
-        parts.append(f"Projected for `{name}`, rows of a device kept:\n\n{_rows(head, cells)}")
+    trillion = {plan["machine"]: plan["projected"], **plan["cores"]}
+    parts = [f"A trillion parameters on `{name}`, replicas added:\n\n{_band(head, rows)}" for name, rows in trillion.items()]
+    for name, rows in record["sweep"].items():
+        parts.append(f"175 · 10⁹ parameters on `{name}`, layout chosen at each size:\n\n{_band(head + '|layout', rows)}")
     return "\n\n".join(parts)
+
+
+def _band(head: str, rows: list[dict[str, Any]]) -> str:
+    cells = []
+    for row in rows:
+        cores = f"{row['cores']:,}" if row["cores"] > row["devices"] else ""
+        bands = [_three(row["seconds"]), _three(row["mfu"], 100), _three(row["efficiency"], 100)]
+        layout = [f"`{row['layout']}`"] if "layout" in row else []
+        cells.append([f"{row['devices']:,}", cores, *bands, "100", *layout])
+    return _rows(head, cells)
 
 
 def trials(record: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -31,22 +32,38 @@ MODEL = ModelConfig(
     router="sigmoid",
     tied=False,
 )
+DENSE = ModelConfig(
+    vocab=51200, width=12288, layers=96, heads=96, length=2048, norm="layer", activation="gelu", positions="learned"
+)
+SIZES = {"h200": (128, 512, 2048, 8192, 32768, 131072), "cpu": (8, 32, 128, 512, 2048, 8192, 32768, 131072)}
 LAYOUT, ROWS, LENGTH = "dp=4 fsdp=16 ep=32 remat=layer", 4096, 4096
 BARS = {"seconds": 60.0, "rss": 2e9}
 
 
 def study() -> dict[str, Any]:
-    """Return the study of the plan; projections also for processors."""
+    """Return the study of the plan; projected for processors too."""
     at, precision, optimiser = Layout.of(LAYOUT), Precision.of("bf16"), Optimiser()
     at, rows = Layout.of(LAYOUT), ROWS
     begin = time.perf_counter()
     found = plan.study(MODEL, at, rows, LENGTH, precision, optimiser, machines.machine("h200"), compile_devices=plan.PROCESS)
     seconds = time.perf_counter() - begin
     values = asdict(found) | {"traced": {"flops": found.traced.flops, "collectives": plan.listed(found.traced)}}
-    cores = {
-        name: plan.projection(MODEL, at, rows, LENGTH, precision, optimiser, machines.machine(name)) for name in ("sunway", "cpu")
-    }
+    cores = {"sunway": plan.projection(MODEL, at, rows, LENGTH, precision, optimiser, machines.machine("sunway"))}
     return values | {"seconds": seconds, "machine": "h200", "cores": cores}
+
+
+def sweep(name: str, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """Return projections of a dense model whose layout is chosen anew at each size, one row of a batch for each device."""
+    here, found = machines.machine(name), []
+    for devices in sizes:
+        best = plan.choose(DENSE, devices, here, devices, DENSE.length)[0]
+        seconds = [best.time.low, best.time.middle, best.time.high]
+        first = found[0]["seconds"] if found else seconds
+        efficiency = sorted(f / s for f, s in zip(first, seconds, strict=True))
+        mfu = [best.mfu * best.time.middle / s for s in reversed(seconds)]
+        row = {"devices": devices, "cores": devices * here.cores, "layout": str(best.layout), "seconds": seconds}
+        found.append(row | {"mfu": mfu, "efficiency": efficiency})
+    return found
 
 
 def larger(devices: int) -> dict[str, Any]:
@@ -99,6 +116,7 @@ def main() -> int:
     """Write the record."""
     found = study()
     record = {"machine": machine(), "commit": commit(), "plan": found, "trials": trials(), "entry": entry(found)}
+    record["sweep"] = {name: sweep(name, sizes) for name, sizes in SIZES.items()}
     record["larger"] = [larger(devices) for devices in (4096, 8192)]
     print(json.dumps({key: record[key] for key in ("entry", "larger")}, indent=1))
     (ROOT / "bench" / "train" / "plan.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from gewu.train import machines, plan, project, walk
@@ -90,3 +94,11 @@ def test_held_out_errors_stand_beside_the_constant_predictor():
     lowest, highest = (sorted(case.gemm(0.45) for case in cases)[i] for i in (0, -1))
     assert project.GEMM[0] < lowest
     assert highest < project.GEMM[1]
+
+
+def test_the_page_on_scaling_is_what_the_record_gives():
+    root = Path(__file__).resolve().parents[2]
+    found = subprocess.run(
+        [sys.executable, "tools/make_scaling.py", "--check"], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
