@@ -11,7 +11,7 @@ a store of processes and gloo (a single process is enough) it compiles for more.
 dp enters only sizes of groups, so shapes on a device are those of the whole.
 
 Memory: state (float32 parameters, the optimiser's arrays; exact), gradients, what is kept for the backward pass, and the work of
-one layer and one block of logits: estimates within a factor of 2 of the compiler's.
+one layer and one block of logits: estimates, within a factor of 2 of those of the trace (3 with cp).
 """
 
 from __future__ import annotations
@@ -193,7 +193,8 @@ class _Step:
             calls = 2 * L * (2 + self.redo) * (at.cp - 1)
             total += sent("permute", ("cp",), at.cp, self.n * c.K / at.tp * c.C * s, calls)
         if at.pp > 1:
-            calls = 2 * at.interleave * (1 + (at.pp - 1) / at.micro)
+            ticks = at.interleave * at.micro + 2 * (at.pp - 1) + (at.interleave - 1) * at.pp  # idle ones send too
+            calls = 2 * ticks / at.micro
             total += sent("permute", ("pp",), at.pp, self.mine * c.width * s, calls)
         return total
 
@@ -224,11 +225,11 @@ class _Step:
         scores = self.b * self.scores() / c.C / 4 * (4 + s) if at.cp == 1 and self.t <= KEEP else 0
         block = self.b * c.heads / at.tp * (BLOCK if at.cp == 1 else self.t / 2) * self.t * 12
         weights = (self.matrices(False) + self.matrices(True)) * s if self.pieces else 0
-        alive = at.pp if at.pp > 1 else 1  # micro batches of the pipeline whose inputs wait
         whole = inner + experts + scores
         products = inner - 4 * stream - self.n * c.heads * c.C / at.tp * s  # what is kept where weights are gathered
-        each = stream if self.again else products if self.pieces else whole
-        kept = self.layers * each * alive / (at.pp if self.again and at.pp > 1 else 1)
+        each = stream if at.remat == "layer" else products if self.pieces else whole
+        waiting = (2 * at.pp - 1) * at.interleave * stream if at.pp > 1 else 0  # inputs of a stage whose backward pass is to come
+        kept = self.layers / at.interleave * each + waiting
         head = c.vocab * c.width / at.tp * (4 + s) + 3 * 4 * min(LOGITS, self.n * c.vocab / at.tp) if c.vocab else 0
         work = max(2 * weights + 2 * whole + block, head)
         return Memory(params + local_bytes(optimiser.state(tree), at), params * (2 if at.micro > 1 else 1), kept, work)

@@ -2,7 +2,7 @@
 
     t = (products / (peak · gemm) + exposed communication) · (1 + bubble) + update
     exposed = communication - overlap · min(communication, products)
-    bubble = (pp - 1) / (micro · interleave)                               (Narayanan et al., arXiv:2104.04473)
+    bubble = (pp - 1) / (micro · interleave)     (Narayanan et al., arXiv:2104.04473; stages in lockstep idle up to twice as long)
     update = 2 · bytes of the state / memory bandwidth
 
 A collective goes through the levels of the network one after the other (rings inside rings): with m_i of its g devices inside a

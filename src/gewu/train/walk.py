@@ -9,7 +9,8 @@ says all: shapes are those of one device's pieces, loops say how often they run.
     all-to-all     (g - 1) / g of the array, pairwise;  permute  all of it, once
 
 Counted is what the trace says: a compiler may remove work that is done twice or send in a wider type (`hlo` counts what is
-left). Of branches the one with the most operations counts. A loop whose length is not known is refused when it holds work.
+left). Of branches the one with the most operations counts, so ticks in which a stage of a pipeline idles count as work: with pp a
+trace gives the longest way, `plan.estimate` the work. A loop whose length is not known is refused when it holds work.
 XLA's own cost analysis counts the body of a loop once, whatever its length.
 
 `memory` goes through the same trace with the arrays that are alive: an estimate of the peak, as no compiler is asked. It takes
