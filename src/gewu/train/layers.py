@@ -54,7 +54,8 @@ def dense(x: Any, w: Any, p: Any, dims: int = 1) -> Any:
     inside, outside = w.shape[:dims], w.shape[dims:]
     rows = x.shape[: x.ndim - dims]
     flat = x.reshape(math.prod(rows), math.prod(inside)).astype(p.compute)
-    return product(flat, w.reshape(math.prod(inside), math.prod(outside)).astype(p.compute)).reshape(*rows, *outside)
+    y = product(flat, w.reshape(math.prod(inside), math.prod(outside)).astype(p.compute))
+    return checkpoint_name(y, "product").reshape(*rows, *outside)
 
 
 def product(a: Any, b: Any, *, ta: bool = False, tb: bool = False, out: Any = None) -> Any:
