@@ -13,7 +13,9 @@ is (pp - 1) / (v · micro) of the work (Narayanan et al., arXiv:2104.04473, sect
 when v > 1. The first place also embeds (again in its backward pass: its input are the token numbers), the last makes the loss and
 has no forward pass of its own.
 
-Stages idle by `lax.cond`: devices that differ in other axes than pp are on the same stage, so the collectives inside agree.
+Stages idle by `lax.cond`: devices that differ in other axes than pp are on the same stage, so the collectives inside agree. The
+ring of cp is not that kind (XLA's CPU backend has all devices meet in a collective-permute), so with cp > 1 an idle stage works on
+numbers that nobody uses, in the time in which it would wait.
 """
 
 from __future__ import annotations
@@ -135,10 +137,11 @@ def gradients(params: Any, batch: Any, parts: Parts, at: Layout) -> tuple[Any, A
         kept = lax.dynamic_update_index_in_dim(kept, x, slot, 0)
         (m, j), (mb, jb) = now["forward"], now["backward"]
         ahead = (m != NONE) & ~((stage == at.pp - 1) & (j == at.interleave - 1))
-        y = lax.cond(ahead, partial(_forward, parts, layers, outside, batch, stage, m, j), lambda x: x, x)
+        go = partial(_forward, parts, layers, outside, batch, stage, m, j)
+        y = lax.cond(ahead, go, lambda x: x, x) if at.cp == 1 else go(x)
         old = lax.dynamic_index_in_dim(kept, jnp.maximum(now["read"], 0), 0, False)
         back = partial(_backward, parts, layers, outside, batch, at, stage, mb, jb)
-        done, g = lax.cond(mb != NONE, back, lambda done, x, g: (done, g), done, old, g)
+        done, g = lax.cond(mb != NONE, back, lambda done, x, g: (done, g), done, old, g) if at.cp == 1 else back(done, old, g)
         return (done, kept, shift(y, at, "pp"), shift(g, at, "pp", -1)), None
 
     done = {"layers": zeros(layers), "outside": zeros(outside), "sums": zeros(sums)}
@@ -186,6 +189,8 @@ def _backward(
 
     out, total, g = lax.cond(end, finish, lambda *same: same, done["outside"], done["sums"]["last"], g)
     grads, g = pull((g, one))
+    if at.cp > 1:  # nothing of an idle stage counts
+        grads, sums = jax.tree.map(lambda new: jnp.where(m == NONE, 0, new), (grads, sums))
     layers = jax.tree.map(lambda old, new: old.at[j].add(new), done["layers"], grads)
     embed = lambda out: _add(out, jax.vjp(lambda w: parts.first(w, part), outside)[1](g)[0])  # noqa: E731
     out = lax.cond(start, embed, lambda out: out, out)
