@@ -1,21 +1,21 @@
 """The pipeline: layers dealt over stages, micro-batches following each other through them, one program for all.
 
-With `interleave` = v each of pp stages holds v groups of layers ("chunks"). Chunk j of stage s is place j · pp + s of the chain, so
-a micro-batch goes around the ring of stages v times (interleaved 1F1B; v = 1: plain 1F1B). In every tick of the schedule a stage does
-at most one chunk forward and one backward, then passes tokens on and gradients back. Micro-batches go in rounds of pp:
+With `interleave` = v each of pp stages holds v groups of layers ("chunks"). Chunk j of stage s is place j · pp + s of the chain,
+so a micro-batch goes around the ring of stages v times (interleaved 1F1B; v = 1: plain 1F1B). In every tick of the schedule a
+stage does at most one chunk forward and one backward, then passes tokens on and gradients back. Micro-batches go in rounds of pp:
 
     forward   of micro-batch r of round g in chunk j    tick                 s + g pp v + j pp + r
     backward                                            tick   pp v + pp - 2 - s + g pp v + (v - 1 - j) pp + r
 
-so everything is used in the tick after it was made and nothing waits but a chunk's input, from its forward to its backward tick:
-2 pp (v + 1) or fewer inputs, however many micro-batches there are. The backward pass makes the chunk again from its input. Idle time
-is (pp - 1) / (v · micro) of the work (Narayanan et al., arXiv:2104.04473, section 2.2); micro that is no multiple of pp idles more
-when v > 1. The first place also embeds (again in its backward pass: its input are the token numbers), the last makes the loss and
-has no forward pass of its own.
+so everything is used in the tick after it was made, and nothing waits but a chunk's input, from its forward to its backward tick:
+pp (v + 1) - 3 inputs on the busiest stage, however many micro-batches there are. The backward pass makes the chunk again from its
+input. A stage is idle (pp - 1) / (v · micro) of the time it works (Narayanan et al., arXiv:2104.04473, section 2.2), longer where
+v > 1 and micro is no multiple of pp. The first place also embeds (again in its backward pass: its input are the token numbers);
+the last makes the loss and has no forward pass of its own.
 
 Stages idle by `lax.cond`: devices that differ in other axes than pp are on the same stage, so the collectives inside agree. The
-ring of cp is not that kind (XLA's CPU backend has all devices meet in a collective-permute), so with cp > 1 an idle stage works on
-numbers that nobody uses, in the time in which it would wait.
+ring of cp is not of that kind (XLA's CPU backend has all devices meet in a collective-permute): with cp > 1 an idle stage works
+on numbers that nobody uses, in the time in which it would wait.
 """
 
 from __future__ import annotations
