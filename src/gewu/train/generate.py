@@ -1,9 +1,9 @@
 """Text from a model, token by token, with the keys and values of what was read kept.
 
 Prompts of unequal length are read side by side in one pass, filled up at their ends; from then on every row stands at its own
-place. A cache has room for S tokens of each row: slot s holds the last token whose place is s modulo S. With a sliding window S is
-the window, so a new token takes the slot of the one that nobody sees any more. Shapes are static: two programs, one that reads
-prompts and one that makes a token, serve everything of one size.
+place. A cache has room for S tokens of each row: slot s holds the last token whose place is s modulo S. With a sliding window S
+is the window, so a new token takes the slot of the one that nobody sees any more. Shapes are static: two programs, one that
+reads prompts and one that makes a token, serve everything of one size.
 
     p ~ softmax(penalised(logits) / temperature), cut to the top_k largest, then to the fewest that together reach top_p,
         then to those of at least min_p times the largest; temperature 0 takes the largest logit
