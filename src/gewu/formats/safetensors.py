@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -87,21 +86,15 @@ def _entry(name: str, entry: Any, path: str | Path) -> tuple[np.dtype[Any], list
 
 
 def _map(path: Path) -> Any:
+    if path.exists() and not path.is_file():
+        raise InputError("is not a regular file", file=path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(path, "rb") as stream:
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(stream.fileno()).st_size else b""
     except FileNotFoundError:
         raise InputError("there is no such file", file=path) from None
     except OSError as error:
         raise storage_error(error, path, "read") from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError("is not a regular file", file=path)
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if status.st_size else b""
-    except OSError as error:
-        raise storage_error(error, path, "read") from error
-    finally:
-        os.close(descriptor)
 
 
 def write(path: str | Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
@@ -118,9 +111,7 @@ def write(path: str | Path, tensors: Mapping[str, NDArray[Any]], metadata: Mappi
     for name in names:
         array = tensors[name]
         if array.dtype not in _NAMES:
-            raise InputError(
-                "the format has no such type", file=path, key=name, value=array.dtype.name, allowed=", ".join(DTYPES)
-            )
+            raise InputError("no such type in the format", file=path, key=name, value=str(array.dtype), allowed=", ".join(DTYPES))
         entry = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [place, place + array.nbytes]}
         header[name], place = entry, place + array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()

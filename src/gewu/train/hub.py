@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from gewu.core.errors import InputError, did_you_mean
-from gewu.core.files import read_capped, write_atomic
+from gewu.core.files import read_capped, rolled, write_atomic
 from gewu.formats import safetensors
 from gewu.train.config import ModelConfig
 from gewu.train.mesh import Layout
@@ -41,7 +41,6 @@ SIZES: Final = {
     "length": "max_position_embeddings", "eps": "rms_norm_eps", "tied": "tie_word_embeddings",
 }  # fmt: skip
 """Fields of `ModelConfig` by their names there."""
-NEEDED: Final = ("vocab", "width", "layers", "heads", "hidden")
 DEFAULTS: Final = {
     "hidden_act": "silu", "pretraining_tp": 1, "rope_scaling": None, "quantization_config": None, "decoder_sparse_step": 1,
     "mlp_only_layers": [], "norm_topk_prob": True, "router_jitter_noise": 0.0, "shared_expert_intermediate_size": 0,
@@ -57,7 +56,6 @@ IDLE: Final = {
     "transformers_version", "output_router_logits", "auto_map", "unk_token_id", "sep_token_id", "id2label", "label2id",
 }  # fmt: skip
 """Keys that do not change what the model computes."""
-TYPES: Final = ("F32", "F16", "BF16", "F64")
 
 
 class Part(NamedTuple):
@@ -110,13 +108,7 @@ class Pretrained:
 
     def params(self, trainer: Any) -> Any:
         """Return the parameters of a trainer of this model, float32, each device's pieces read from the files."""
-        at = trainer.layout
-        tree = _parts(self.config, self.folder / "config.json")
-        rows = list(range(self.config.layers))
-        if at.interleave > 1:
-            from gewu.train.pipeline import order
-
-            rows = [int(row) for row in order(self.config.layers, at)]
+        tree, rows = _parts(self.config), _rows(self.config, trainer.layout)
 
         def load(name: str, param: Any, sharding: Any) -> Any:
             def piece(where: Any) -> Any:
@@ -162,13 +154,9 @@ def read(folder: str | Path) -> Pretrained:
     tensors = _open(folder)
     _check(config, tensors, folder)
     tokenizer = folder / "tokenizer.json"
-    if tokenizer.exists():
-        highest = _highest(tokenizer)
-        if highest >= config.vocab:
-            raise InputError(
-                f"has token {highest}, but the model has a vocabulary of {config.vocab}", file=tokenizer,
-                hint="the tokeniser belongs to another model",
-            )  # fmt: skip
+    if tokenizer.exists() and (highest := _highest(tokenizer)) >= config.vocab:
+        message = f"has token {highest}, but the model has a vocabulary of {config.vocab}"
+        raise InputError(message, file=tokenizer, hint="the tokeniser belongs to another model")
     stop = found.get("eos_token_id")
     ends = () if stop is None else tuple(stop) if isinstance(stop, list) else (stop,)
     return Pretrained(folder, config, tensors, tokenizer if tokenizer.exists() else None, ends)
@@ -192,13 +180,7 @@ def write(
         InputError: no model of Hugging Face computes what this one does; what is in the way is named.
     """
     folder, file = Path(folder), Path(folder) / "config.json"
-    kind = kind_of(config)
-    leaves = flat(params)
-    rows = np.arange(config.layers)
-    if layout is not None and layout.interleave > 1:
-        from gewu.train.pipeline import order
-
-        rows = np.argsort(order(config.layers, layout))
+    kind, leaves, rows = kind_of(config), flat(params), np.argsort(_rows(config, layout))
     kept = np.dtype(dtype) if dtype != "bfloat16" else np.dtype(jax.numpy.bfloat16)
 
     def leaf(name: str) -> Any:
@@ -207,24 +189,17 @@ def write(
         layers, number, rest = name.split("/", 2)
         return np.asarray(leaves[f"{layers}/{rest}"][int(rows[int(number)])])
 
-    groups: list[dict[str, tuple[str, Part]]] = [{}]
-    size = 0
-    for name, parts in _parts(config, file).items():
-        for part in parts:
-            bytes_ = math.prod(part.stored) * kept.itemsize
-            if groups[-1] and size + bytes_ > shard_bytes:
-                groups.append({})
-                size = 0
-            groups[-1][part.name] = (name, part)
-            size += bytes_
+    items = [(name, part) for name, parts in _parts(config).items() for part in parts]
+    bytes_ = lambda item: math.prod(item[1].stored) * kept.itemsize  # noqa: E731
+    groups = list(rolled(items, shard_bytes, bytes_))
     where: dict[str, str] = {}
     for number, group in enumerate(groups, 1):
         name = "model.safetensors" if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
-        tensors = {key: part.outside(leaf(own)).astype(kept) for key, (own, part) in group.items()}
+        tensors = {part.name: part.outside(leaf(own)).astype(kept) for own, part in group}
         safetensors.write(folder / name, tensors, {"format": "pt"})
         where |= dict.fromkeys(tensors, name)
     if len(groups) > 1:
-        total = sum(math.prod(part.stored) for group in groups for _, part in group.values()) * kept.itemsize
+        total = sum(map(bytes_, items))
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
     _write_json(file, _written(config, kind, dtype, stop))
     if tokenizer is not None:
@@ -241,9 +216,7 @@ def config_of(found: Mapping[str, Any], file: Path) -> ModelConfig:
     names = found.get("architectures") or [None]
     if names[0] not in kinds:
         hint = did_you_mean(names[0], kinds)
-        raise InputError(
-            "this model is not known", file=file, key="architectures", value=names[0], allowed=", ".join(kinds), hint=hint
-        )
+        raise InputError("is not known", file=file, key="architectures", value=names[0], allowed=", ".join(kinds), hint=hint)
     kind = names[0].removesuffix("ForCausalLM")
     for key, value in found.items():
         known = key in SIZES.values() or key in READ or key in IDLE or key in DEFAULTS or key.startswith("_")
@@ -251,7 +224,9 @@ def config_of(found: Mapping[str, Any], file: Path) -> ModelConfig:
             raise InputError("this key is not known, so the model may compute otherwise", file=file, key=key, value=value)
         if key in DEFAULTS and value is not None and value != DEFAULTS[key] and not (key.endswith("_bias") and kind == "Llama"):
             raise InputError("is not supported", file=file, key=key, value=value, allowed=repr(DEFAULTS[key]))
-    missing = [SIZES[name] for name in NEEDED if not isinstance(found.get(SIZES[name]), int)]
+    missing = [
+        SIZES[name] for name in ("vocab", "width", "layers", "heads", "hidden") if not isinstance(found.get(SIZES[name]), int)
+    ]
     if missing:
         raise InputError("is not given", file=file, key=missing[0], allowed="a number")
     values: dict[str, Any] = {name: found[key] for name, key in SIZES.items() if found.get(key) is not None}
@@ -259,9 +234,7 @@ def config_of(found: Mapping[str, Any], file: Path) -> ModelConfig:
     values = plain | {"head_width": values["width"] // values["heads"]} | values
     biases = {bool(found.get("attention_bias")), bool(found.get("mlp_bias"))}
     if len(biases) > 1:
-        raise InputError(
-            "biases of attention without those of the MLP, or the reverse", file=file, key="mlp_bias", allowed="both or none"
-        )
+        raise InputError("only some projections have biases", file=file, key="mlp_bias", allowed="as attention_bias")
     if kind in ("Mixtral", "Qwen3Moe"):
         wide = found.get("moe_intermediate_size") if kind == "Qwen3Moe" else values["hidden"]
         values |= {
@@ -271,9 +244,7 @@ def config_of(found: Mapping[str, Any], file: Path) -> ModelConfig:
         if not all(isinstance(values[name], int) for name in ("experts", "top_k", "expert_hidden")):
             raise InputError("sizes of the experts are not given", file=file, key="num_experts_per_tok")
         if kind == "Qwen3Moe" and found.get("norm_topk_prob") is not True:
-            raise InputError(
-                "is not supported", file=file, key="norm_topk_prob", value=found.get("norm_topk_prob"), allowed="true"
-            )
+            raise InputError("is not supported", file=file, key="norm_topk_prob", value=False, allowed="true")
     window, theta = _window(found, kind, file), _theta(found, file)
     return ModelConfig(
         **values, rope_theta=theta, window=window, bias=True in biases, qkv_bias=kind == "Qwen2", qk_norm=kind.startswith("Qwen3")
@@ -283,25 +254,20 @@ def config_of(found: Mapping[str, Any], file: Path) -> ModelConfig:
 def _theta(found: Mapping[str, Any], file: Path) -> float:
     rope = found.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default" or set(rope) - {"rope_type", "rope_theta"}:
-        raise InputError(
-            "scaled rotary angles are not supported", file=file, key="rope_parameters", value=rope, allowed="default"
-        )
+        raise InputError("scaled angles are not supported", file=file, key="rope_parameters", value=rope, allowed="default")
     return float(rope.get("rope_theta", found.get("rope_theta") or 10000.0))
 
 
 def _window(found: Mapping[str, Any], kind: str, file: Path) -> int:
     """Return how far back attention looks, 0 for all; all layers must do alike."""
-    window = found.get("sliding_window") or 0
+    window, first = found.get("sliding_window") or 0, 0
     if kind.startswith("Qwen"):
         first = found.get("max_window_layers", 0) if window and found.get("use_sliding_window") else found["num_hidden_layers"]
         window = 0 if first >= found["num_hidden_layers"] else window
-    else:
-        first = 0
     layers = set(found.get("layer_types") or ())
     if layers - {"sliding_attention" if window else "full_attention"} or (window and first > 0):
-        raise InputError(
-            "layers of different kinds are not supported", file=file, key="layer_types", value=sorted(layers) or first
-        )
+        value = sorted(layers) or first
+        raise InputError("layers of different kinds are not supported", file=file, key="layer_types", value=value)
     return int(window)
 
 
@@ -329,13 +295,12 @@ def _written(c: ModelConfig, kind: str, dtype: str, stop: int | None) -> dict[st
     """Return the config.json."""
     found: dict[str, Any] = {key: getattr(c, name) for name, key in SIZES.items()}
     found |= {"num_key_value_heads": c.K, "head_dim": c.C, "intermediate_size": c.expert_F if kind == "Mixtral" else c.F}
-    model_type = {"Qwen3Moe": "qwen3_moe"}.get(kind, kind.lower())
-    found |= {"architectures": [f"{kind}ForCausalLM"], "model_type": model_type, "hidden_act": "silu", "torch_dtype": dtype}
-    found |= {"rope_theta": c.rope_theta, "eos_token_id": stop, "bos_token_id": None, "pad_token_id": None}
-    if kind == "Llama":
-        found |= {"attention_bias": c.bias, "mlp_bias": c.bias}
-    else:
-        found["sliding_window"] = c.window or None
+    model_type = "qwen3_moe" if kind == "Qwen3Moe" else kind.lower()
+    found |= {
+        "architectures": [f"{kind}ForCausalLM"], "model_type": model_type, "hidden_act": "silu", "torch_dtype": dtype,
+        "rope_theta": c.rope_theta, "eos_token_id": stop, "bos_token_id": None, "pad_token_id": None,
+    }  # fmt: skip
+    found |= {"attention_bias": c.bias, "mlp_bias": c.bias} if kind == "Llama" else {"sliding_window": c.window or None}
     if kind.startswith("Qwen"):
         found |= {"use_sliding_window": c.window > 0, "max_window_layers": 0 if c.window else c.layers}
     if c.experts:
@@ -346,56 +311,59 @@ def _written(c: ModelConfig, kind: str, dtype: str, stop: int | None) -> dict[st
     return found
 
 
-def _parts(c: ModelConfig, file: Path) -> dict[str, list[Part]]:
+def _rows(c: ModelConfig, at: Layout | None) -> list[int]:
+    """Return which layer of the model each row of a stack is."""
+    if at is None or at.interleave == 1:
+        return list(range(c.layers))
+    from gewu.train.pipeline import order
+
+    return [int(row) for row in order(c.layers, at)]
+
+
+def _parts(c: ModelConfig) -> dict[str, list[Part]]:
     """Return of which tensors each parameter of `unstacked(specs(c))` is made."""
-    tree = flat(unstacked(specs(c)))
     made = dict[str, list[Part]]()
-    for name, param in tree.items():
-        prefix, number, leaf = ("", "", name) if "/" not in name else name.split("/")
-        prefix = f"model.layers.{number}." if prefix else ""
+    for name, param in flat(unstacked(specs(c))).items():
+        *path, leaf = name.split("/")
+        prefix = f"model.layers.{path[1]}." if path else ""
         made[name] = [part._replace(name=prefix + part.name) for part in _leaf(leaf, param.shape, c)]
     return made
 
 
 def _leaf(leaf: str, shape: tuple[int, ...], c: ModelConfig) -> Iterator[Part]:
     """Yield the parts of one parameter, without the prefix of their layer."""
-    D, K, G, C = c.width, c.K, c.G, c.C
+    D, K, G, C, F, E = c.width, c.K, c.G, c.C, c.F, c.experts
     plain = {
         "embed": "model.embed_tokens.weight", "head": "lm_head.weight", "norm": "model.norm.weight",
         "norm1": "input_layernorm.weight", "norm2": "post_attention_layernorm.weight",
         "q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight",
         "out_bias": "self_attn.o_proj.bias", "down_bias": "mlp.down_proj.bias",
     }  # fmt: skip
-    mixtral = c.experts and not c.qk_norm
-    experts = "block_sparse_moe." if mixtral else "mlp."
+    mixtral = E and not c.qk_norm
+    mlp = "block_sparse_moe." if mixtral else "mlp."
     gate, up, down = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+    both, heads = ((0, gate), (1, up)), (("q", 0, G), ("k", G, 1), ("v", G + 1, 1))
+    experts = [(e, f"{mlp}experts.{e}.") for e in range(E)]
+    # name, shape, order of axes, place
+    linear: dict[str, list[tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]]] = {
+        "qkv": [(f"self_attn.{x}_proj", (K, n, C, D), (3, 0, 1, 2), (0, 0, first, 0)) for x, first, n in heads],
+        "out": [("self_attn.o_proj", (D, K, G * C), (1, 2, 0), (0, 0, 0))],
+        "up": [(f"mlp.{x}", (F, 1, D), (2, 1, 0), (0, n, 0)) for n, x in both],
+        "down": [(f"mlp.{down}", (D, F), (1, 0), (0, 0))],
+        "router": [(f"{mlp}gate", (E, D), (1, 0), (0, 0))],
+        "experts_up": [(f"{at}{x}", (1, c.expert_F, 1, D), (0, 3, 2, 1), (e, 0, n, 0)) for e, at in experts for n, x in both],
+        "experts_down": [(f"{at}{down}", (1, D, c.expert_F), (0, 2, 1), (e, 0, 0)) for e, at in experts],
+    }
     if leaf in plain:
         yield Part(plain[leaf], shape, tuple(range(len(shape))), (0,) * len(shape), shape)
-    elif leaf in ("qkv", "qkv_bias"):
-        for letter, first, n in (("q", 0, G), ("k", G, 1), ("v", G + 1, 1)):
-            if leaf == "qkv":
-                yield Part(f"self_attn.{letter}_proj.weight", (K, n, C, D), (3, 0, 1, 2), (0, 0, first, 0), (K * n * C, D))
-            else:
-                yield Part(f"self_attn.{letter}_proj.bias", (K, n, C), (0, 1, 2), (0, first, 0), (K * n * C,))
-    elif leaf == "out":
-        yield Part("self_attn.o_proj.weight", (D, K, G * C), (1, 2, 0), (0, 0, 0), (D, c.heads * C))
-    elif leaf in ("up", "up_bias"):
-        for number, name in enumerate((gate, up)):
-            if leaf == "up":
-                yield Part(f"mlp.{name}.weight", (c.F, 1, D), (2, 1, 0), (0, number, 0), (c.F, D))
-            else:
-                yield Part(f"mlp.{name}.bias", (1, c.F), (0, 1), (number, 0), (c.F,))
-    elif leaf == "down":
-        yield Part(f"mlp.{down}.weight", (D, c.F), (1, 0), (0, 0), (D, c.F))
-    elif leaf == "router":
-        yield Part(f"{experts}gate.weight", (c.experts, D), (1, 0), (0, 0), (c.experts, D))
-    for e in range(c.experts if leaf in ("experts_up", "experts_down") else 0):
-        F, name = c.expert_F, f"{experts}experts.{e}."
-        if leaf == "experts_down":
-            yield Part(f"{name}{down}.weight", (1, D, F), (0, 2, 1), (e, 0, 0), (D, F))
+        return
+    for name, whole, axes, place in linear[leaf.removesuffix("_bias")]:
+        rows = 1 if leaf == "out" else len(whole) - 1  # how many axes the rows of the file have
+        stored = (math.prod(whole[:rows]), math.prod(whole[rows:]))
+        if leaf.endswith("_bias"):  # as the weight, without its input
+            yield Part(f"{name}.bias", whole[:-1], tuple(axis for axis in axes if axis < rows), place[1:], stored[:1])
         else:
-            yield Part(f"{name}{gate}.weight", (1, F, 1, D), (0, 3, 2, 1), (e, 0, 0, 0), (F, D))
-            yield Part(f"{name}{up}.weight", (1, F, 1, D), (0, 3, 2, 1), (e, 0, 1, 0), (F, D))
+            yield Part(f"{name}.weight", whole, axes, place, stored)
 
 
 def _open(folder: Path) -> dict[str, Any]:
@@ -411,10 +379,8 @@ def _open(folder: Path) -> dict[str, Any]:
     else:
         pickled = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt*"))
         if pickled:
-            raise InputError(
-                "pickled weights are refused: reading them can run any program", file=folder / pickled[0],
-                hint="convert them to safetensors where you trust them",
-            )  # fmt: skip
+            hint = "reading them can run any program; convert them to safetensors where you trust them"
+            raise InputError("pickled weights are refused", file=folder / pickled[0], hint=hint)
         raise InputError("there are no weights", file=folder, allowed=f"model.safetensors or {INDEX}")
     found: dict[str, Any] = {}
     for name in names:
@@ -427,13 +393,11 @@ def _open(folder: Path) -> dict[str, Any]:
 
 def _check(c: ModelConfig, tensors: Mapping[str, Any], folder: Path) -> None:
     """Compare the tensors with those that the model needs."""
-    parts = {part.name: part for group in _parts(c, folder).values() for part in group}
+    parts = {part.name: part for group in _parts(c).values() for part in group}
     rows = tensors["model.embed_tokens.weight"].shape[0] if "model.embed_tokens.weight" in tensors else c.vocab
     if rows != c.vocab:
-        raise InputError(
-            f"vocab_size is {c.vocab}, but the embedding has {rows} rows", file=folder / "config.json", key="vocab_size",
-            hint="the weights belong to another configuration",
-        )  # fmt: skip
+        message = f"vocab_size is {c.vocab}, but the embedding has {rows} rows"
+        raise InputError(message, file=folder / "config.json", hint="the weights belong to another configuration")
     if missing := [name for name in parts if name not in tensors]:
         raise InputError(f"{len(missing)} tensors of the model are missing", file=folder, key=missing[0])
     spare = {"lm_head.weight"} if c.tied else set()  # a copy of the embedding
@@ -441,10 +405,9 @@ def _check(c: ModelConfig, tensors: Mapping[str, Any], folder: Path) -> None:
     if extra:
         raise InputError(f"{len(extra)} tensors are none of the model's", file=folder, key=extra[0])
     for name, part in parts.items():
-        if tuple(tensors[name].shape) != part.stored:
-            raise InputError(
-                "has another shape", file=folder, key=name, value=tuple(tensors[name].shape), allowed=str(part.stored)
-            )
+        found = tuple(tensors[name].shape)
+        if found != part.stored:
+            raise InputError("has another shape", file=folder, key=name, value=found, allowed=str(part.stored))
         if tensors[name].dtype.name not in ("float32", "float16", "bfloat16", "float64"):
             raise InputError("quantised weights are not supported", file=folder, key=name, value=tensors[name].dtype.name)
 
