@@ -103,6 +103,8 @@ def change(folder: Path, **values) -> None:
         ({"attention_bias": True}, "mlp_bias"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "different kinds"),
         ({"hidden_size": None}, "hidden_size"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"rms_norm_eps": "tiny"}, "rms_norm_eps"),
         ({"vocab_size": 50}, "vocab_size is 50, but the embedding has 48"),
         ({"intermediate_size": 28}, "down_proj|gate_proj"),
         ({"num_hidden_layers": 3}, "layers.2"),
@@ -140,6 +142,9 @@ def test_a_tokeniser_of_another_vocabulary_is_refused(folder):
     tokenizer = {"model": {"vocab": {"a": 0, "b": 47}}, "added_tokens": [{"id": 48, "content": "<end>"}]}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(InputError, match="token 48, but the model has a vocabulary of 48"):
+        hub.read(folder)
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": "x"}}}))
+    with pytest.raises(InputError, match="holds no vocabulary"):
         hub.read(folder)
 
 

@@ -224,11 +224,10 @@ def config_of(found: Mapping[str, Any], file: Path) -> ModelConfig:
             raise InputError("this key is not known, so the model may compute otherwise", file=file, key=key, value=value)
         if key in DEFAULTS and value is not None and value != DEFAULTS[key] and not (key.endswith("_bias") and kind == "Llama"):
             raise InputError("is not supported", file=file, key=key, value=value, allowed=repr(DEFAULTS[key]))
-    missing = [
-        SIZES[name] for name in ("vocab", "width", "layers", "heads", "hidden") if not isinstance(found.get(SIZES[name]), int)
-    ]
-    if missing:
-        raise InputError("is not given", file=file, key=missing[0], allowed="a number")
+    for name, key in SIZES.items():
+        value, needed = found.get(key), name in ("vocab", "width", "layers", "heads", "hidden")
+        if (needed or value is not None) and not (isinstance(value, int | float) and (value > 0 or name == "tied")):
+            raise InputError("is no size", file=file, key=key, value=value, allowed="a positive number")
     values: dict[str, Any] = {name: found[key] for name, key in SIZES.items() if found.get(key) is not None}
     plain = {"tied": False, "eps": 1e-6, "length": 2048, "kv_heads": values["heads"]}
     values = plain | {"head_width": values["width"] // values["heads"]} | values
@@ -415,9 +414,12 @@ def _check(c: ModelConfig, tensors: Mapping[str, Any], folder: Path) -> None:
 def _highest(file: Path) -> int:
     """Return the highest number of a token in a tokenizer.json."""
     found = _json(file, 1 << 28)
-    vocabulary = found.get("model", {}).get("vocab", {})
-    numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
-    return max([*numbers, *(token["id"] for token in found.get("added_tokens", ()))], default=-1)
+    try:
+        vocabulary = found["model"]["vocab"]
+        numbers = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+        return max([int(n) for n in numbers] + [int(token["id"]) for token in found.get("added_tokens", ())], default=-1)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"holds no vocabulary: {error!r}", file=file, key="model.vocab") from None
 
 
 def _json(file: Path, limit: int = 1 << 26) -> dict[str, Any]:
