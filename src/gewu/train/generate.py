@@ -308,7 +308,7 @@ def _rounded(n: int, most: int) -> int:
 
 
 def _rows(prompts: Sequence[Sequence[int]], new: int, c: Any, share: int) -> tuple[Any, Any]:
-    """Return prompts filled up to one width, int32 (b, t), and their lengths, int32 (b,); b is a multiple of `share`."""
+    """Return prompts filled up to one width, int32 (b, t), and their lengths, int32 (b,); b is a multiple of 2 `share`."""
     for row, prompt in enumerate(prompts):
         if not len(prompt) or len(prompt) + new > c.length:
             allowed = f"1 to {c.length - new} tokens: the model's length {c.length} less {new} new ones"
@@ -318,6 +318,7 @@ def _rows(prompts: Sequence[Sequence[int]], new: int, c: Any, share: int) -> tup
             raise InputError(
                 "is outside the vocabulary", key=f"prompt {row}", value=f"{low} to {high}", allowed=f"0 to {c.vocab - 1}"
             )
+    share *= 2  # no device has a single row: XLA's product of one row and a matrix takes three times as long as of two
     count = -(-len(prompts) // share) * share
     lengths = np.array([len(prompt) for prompt in prompts] + [1] * (count - len(prompts)), np.int32)
     tokens = np.zeros((count, _rounded(int(lengths.max()), c.length)), np.int32)
