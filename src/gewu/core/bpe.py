@@ -3,7 +3,8 @@
 Words are cut from UTF-8 by a scanner written by hand that gives what these expressions give, alternatives tried in order:
 
     GPT-2    's|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+
-    Llama-3  (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+
+    Llama-3  (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}
+             | ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+
     Qwen2    the same with \\p{N}
 
 Letters and numbers are those of Python's `unicodedata`; a program with newer tables of Unicode may cut new letters otherwise.
@@ -19,6 +20,7 @@ al., "Language models are unsupervised multitask learners" (2019), bytes as alph
 
 from __future__ import annotations
 
+import heapq
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -35,8 +37,7 @@ PATTERNS: Final = {"gpt2": (False, 0), "llama3": (True, 3), "qwen2": (True, 1)}
 """For each pattern: whether it is of the modern kind, and how many digits make a word there."""
 _LETTER, _NUMBER, _SPACE, _LINE = 1, 2, 4, 12
 _P, _Q = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
-_EMPTY: Final = np.uint64(0xFFFFFFFFFFFFFFFF)
-_NONE: Final = 0x7FFFFFFF
+_EMPTY, _RANK = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(0xFFFFFFFF00000000)
 _CACHED, _IDS, _SLOTS = 15, 7, 1 << 16  # bytes and tokens of a word that is kept, and places for them
 _CHUNK: Final = 1 << 20
 
@@ -166,77 +167,48 @@ def _enter(slots, text, begin, end, n):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _look(pairs, left, right):  # type: ignore[no-untyped-def]
-    """Return rank << 32 | merged of a pair, or all ones."""
+def _pair(pairs, left, right):  # type: ignore[no-untyped-def]
+    """Return a pair as one number, and the place in an open table where it stands or would stand."""
     key = np.uint64(left) << np.uint64(32) | np.uint64(right)
-    mask = np.uint64(len(pairs) - 1)
-    h = key * _P
+    h, mask = key * _P, np.uint64(len(pairs) - 1)
     place = (h ^ (h >> np.uint64(32))) & mask
     while pairs[place, 0] != key and pairs[place, 0] != _EMPTY:
         place = (place + np.uint64(1)) & mask
-    return pairs[place, 1]
+    return key, place
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _look(pairs, left, right):  # type: ignore[no-untyped-def]
+    """Return rank << 32 | merged of a pair, or all ones."""
+    return pairs[_pair(pairs, left, right)[1], 1]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _enter_pairs(pairs, merges):  # type: ignore[no-untyped-def]
     """Fill the table of pairs; return the first rank whose pair was there before, or -1."""
-    mask = np.uint64(len(pairs) - 1)
     for rank in range(len(merges)):
-        key = np.uint64(merges[rank, 0]) << np.uint64(32) | np.uint64(merges[rank, 1])
-        h = key * _P
-        place = (h ^ (h >> np.uint64(32))) & mask
-        while pairs[place, 0] != _EMPTY:
-            if pairs[place, 0] == key:
-                return rank
-            place = (place + np.uint64(1)) & mask
-        pairs[place, 0] = key
-        pairs[place, 1] = np.uint64(rank) << np.uint64(32) | np.uint64(merges[rank, 2])
+        key, place = _pair(pairs, merges[rank, 0], merges[rank, 1])
+        if pairs[place, 0] == key:
+            return rank
+        pairs[place, 0], pairs[place, 1] = key, np.uint64(rank) << np.uint64(32) | np.uint64(merges[rank, 2])
     return -1
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _rise(heap, n, key):  # type: ignore[no-untyped-def]
-    """Put a key into a heap of n, the smallest on top."""
-    while n > 0 and heap[(n - 1) // 2] > key:
-        heap[n] = heap[(n - 1) // 2]
-        n = (n - 1) // 2
-    heap[n] = key
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _sink(heap, n, key):  # type: ignore[no-untyped-def]
-    """Put a key in place of the top of a heap of n."""
-    i = 0
-    while 2 * i + 1 < n:
-        child = 2 * i + 1
-        if child + 1 < n and heap[child + 1] < heap[child]:
-            child += 1
-        if heap[child] >= key:
-            break
-        heap[i] = heap[child]
-        i = child
-    heap[i] = key
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _merge(out, m, n, pairs, after, before, best, heap):  # type: ignore[no-untyped-def]
-    """Merge n tokens from out[m] on in place; return how many are left. The other arrays have room for n, the heap for 3 n."""
-    size = 0
+def _merge(out, m, n, pairs, after, before, best):  # type: ignore[no-untyped-def]
+    """Merge n tokens from out[m] on in place; return how many are left. The other arrays have room for n."""
+    heap = [_EMPTY]
     for k in range(n):
         after[k], before[k] = k + 1, k - 1
         best[k] = _look(pairs, out[m + k], out[m + k + 1]) if k + 1 < n else _EMPTY
         if best[k] != _EMPTY:
-            _rise(heap, size, best[k] & np.uint64(0xFFFFFFFF00000000) | np.uint64(k))
-            size += 1
-    while size > 0:
-        top = heap[0]
-        size -= 1
-        if size:
-            _sink(heap, size, heap[size])
-        k = np.int64(top & np.uint64(0xFFFFFFFF))
-        if best[k] == _EMPTY or best[k] >> np.uint64(32) != top >> np.uint64(32):
+            heapq.heappush(heap, best[k] & _RANK | np.uint64(k))
+    while heap[0] != _EMPTY:
+        top = heapq.heappop(heap)
+        k = np.int64(top & ~_RANK)
+        if best[k] == _EMPTY or (best[k] ^ top) & _RANK:
             continue  # something was merged here since
-        out[m + k] = np.uint32(best[k] & np.uint64(0xFFFFFFFF))
+        out[m + k] = np.uint32(best[k] & ~_RANK)
         gone = after[k]
         best[gone] = best[k] = _EMPTY
         after[k] = after[gone]
@@ -246,9 +218,8 @@ def _merge(out, m, n, pairs, after, before, best, heap):  # type: ignore[no-unty
             if p >= 0 and after[p] < n:
                 best[p] = _look(pairs, out[m + p], out[m + after[p]])
                 if best[p] != _EMPTY:
-                    _rise(heap, size, best[p] & np.uint64(0xFFFFFFFF00000000) | np.uint64(p))
-                    size += 1
-    k, left = np.int64(0), 0
+                    heapq.heappush(heap, best[p] & _RANK | np.uint64(p))
+    k = left = np.int64(0)
     while k < n:
         out[m + left] = out[m + k]
         k, left = np.int64(after[k]), left + 1
@@ -260,7 +231,6 @@ def _encode(data, out, tables, modern, digits, keys, kept):  # type: ignore[no-u
     """Write the tokens of UTF-8 text; return how many. keys, kept: the cache, words of up to 15 bytes as two numbers."""
     n, i, m = len(data), 0, 0
     after, before, best = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.uint64)
-    heap = np.empty(3 * n, np.uint64)
     while i < n:
         j = cut(data, i, n, modern, digits, tables.classes)
         size = j - i
@@ -284,7 +254,7 @@ def _encode(data, out, tables, modern, digits, keys, kept):  # type: ignore[no-u
         else:
             for k in range(size):
                 out[m + k] = tables.bytes_[data[i + k]]
-            count = _merge(out, m, size, tables.pairs, after, before, best, heap)
+            count = _merge(out, m, size, tables.pairs, after, before, best)
         if size <= _CACHED and count <= _IDS:
             keys[place, 0], keys[place, 1], kept[place, 0] = low, high, count
             for k in range(count):
@@ -383,147 +353,104 @@ def count(texts: Iterable[str], pattern: str) -> tuple[NDArray[np.uint8], NDArra
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _above(c, k, c2, k2):  # type: ignore[no-untyped-def]
-    return c > c2 or (c == c2 and k < k2)
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _push(hc, hp, n, c, p, key):  # type: ignore[no-untyped-def]
-    """Put pair p with its count into a heap of n, the most frequent on top, of equals the smaller key."""
-    while n > 0 and _above(c, key[p], hc[(n - 1) // 2], key[hp[(n - 1) // 2]]):
-        hc[n], hp[n] = hc[(n - 1) // 2], hp[(n - 1) // 2]
-        n = (n - 1) // 2
-    hc[n], hp[n] = c, p
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _replace(hc, hp, n, c, p, key):  # type: ignore[no-untyped-def]
-    """Put pair p with its count in place of the top of a heap of n."""
-    i = 0
-    while 2 * i + 1 < n:
-        child = 2 * i + 1
-        if child + 1 < n and _above(hc[child + 1], key[hp[child + 1]], hc[child], key[hp[child]]):
-            child += 1
-        if not _above(hc[child], key[hp[child]], c, key[p]):
-            break
-        hc[i], hp[i] = hc[child], hp[child]
-        i = child
-    hc[i], hp[i] = c, p
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _change(left, right, by, word, used, slots, key, number, head, node, fresh, mark):  # type: ignore[no-untyped-def]
+def _change(left, right, by, word, used, pairs, number, head, node, fresh, mark):  # type: ignore[no-untyped-def]
     """Count a pair up or down; `used`: pairs, nodes, fresh pairs, stamp. What grows is listed for the heap, with its word."""
-    k = np.uint64(left) << np.uint64(32) | np.uint64(right)
-    mask = np.uint64(len(slots) - 1)
-    h = k * _P
-    place = (h ^ (h >> np.uint64(32))) & mask
-    while slots[place] >= 0 and key[slots[place]] != k:
-        place = (place + np.uint64(1)) & mask
-    p = slots[place]
-    if p < 0:
+    key, place = _pair(pairs, left, right)
+    if pairs[place, 0] != key:
         p = used[0]
         used[0] += 1
-        slots[place], key[p], number[p], head[p], mark[p] = p, k, 0, -1, 0
+        pairs[place, 0], pairs[place, 1], number[p], head[p], mark[p] = key, p, 0, -1, 0
+    p = np.int64(pairs[place, 1])
     number[p] += by
     if by > 0:
-        node[used[1], 0], node[used[1], 1] = word, head[p]
-        head[p] = used[1]
+        node[used[1], 0], node[used[1], 1], head[p] = word, head[p], used[1]
         used[1] += 1
         if mark[p] != used[3]:
-            mark[p], fresh[used[2]] = used[3], p
+            mark[p], fresh[used[2], 0], fresh[used[2], 1] = used[3], key, p
             used[2] += 1
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _learn(text, begin, end, counts, letter, room, least, merges):  # type: ignore[no-untyped-def]
-    """Write left, right and merged token of each merge; return how many."""
-    total = len(text)
-    symbols, at, length = np.empty(total, np.int32), np.arange(total), end - begin
-    for k in range(total):
-        symbols[k] = letter[text[k]]
-    bits = 4
-    while 1 << bits < 4 * total:
-        bits += 1
+def _replace(w, begin, end, length, c, symbols, at, left, right, new, lists):  # type: ignore[no-untyped-def]
+    """Merge a pair in word w, and count the pairs beside."""
+    s, n, i, m = begin[w], length[w], 0, 0
+    while i < n:
+        symbols[s + m], at[s + m] = symbols[s + i], at[s + i]
+        if i + 1 < n and symbols[s + i] == left and symbols[s + i + 1] == right:
+            if m > 0:
+                _change(symbols[s + m - 1], left, -c, w, *lists)
+                _change(symbols[s + m - 1], new, c, w, *lists)
+            if i + 2 < n:
+                _change(right, symbols[s + i + 2], -c, w, *lists)
+                _change(new, symbols[s + i + 2], c, w, *lists)
+            symbols[s + m] = new
+            i += 1
+        i, m = i + 1, m + 1
+    length[w] = m
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _name(w, begin, end, length, symbols, at, left, right):  # type: ignore[no-untyped-def]
+    """Return where the bytes of a pair lie in word w, -1 when it is not there (any more)."""
+    s, n = begin[w], length[w]
+    for i in range(s, s + n - 1):
+        if symbols[i] == left and symbols[i + 1] == right:
+            return at[i], at[i + 2] if i + 2 < s + n else end[w]
+    return np.int64(-1), np.int64(-1)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _learn(text, begin, end, counts, symbols, least, pairs, known, merges):  # type: ignore[no-untyped-def]
+    """Write left, right and merged token of each merge; return how many. pairs, known: empty tables of pairs and of tokens."""
+    at, length, room = np.arange(len(text)), end - begin, len(merges) // 2
     # every merged place makes two pairs at most and takes one letter away: 3 · letters bound all lists
-    bound = 3 * total + 1
-    slots, key, number = np.full(1 << bits, -1, np.int32), np.empty(bound, np.uint64), np.empty(bound, np.int64)
-    head, node, mark = np.empty(bound, np.int32), np.empty((bound, 2), np.int32), np.empty(bound, np.int32)
-    fresh, hc, hp = np.empty(bound, np.int32), np.empty(bound, np.int64), np.empty(bound, np.int32)
-    used, size = np.array([0, 0, 0, 1]), 0
+    bound, used = 3 * len(text) + 1, np.array([0, 0, 0, 1])
+    number, head, node = np.empty(bound, np.int64), np.empty(bound, np.int64), np.empty((bound, 2), np.int64)
+    fresh, mark = np.empty((bound, 2), np.uint64), np.empty(bound, np.int64)
+    lists = (used, pairs, number, head, node, fresh, mark)
     for w in range(len(begin)):
         for k in range(begin[w], end[w] - 1):
-            _change(symbols[k], symbols[k + 1], counts[w], w, used, slots, key, number, head, node, fresh, mark)
-    known = np.full(1 << bits_of(4 * room), -1, np.int32)
+            _change(symbols[k], symbols[k + 1], counts[w], w, *lists)
     first, last, tokens, done = np.empty(room, np.int64), np.empty(room, np.int64), 0, 0
+    heap = [(np.int64(0), _EMPTY, np.int64(0))]
     while tokens < room and done < len(merges):
         for f in range(used[2]):
-            if number[fresh[f]] > 0:
-                _push(hc, hp, size, number[fresh[f]], fresh[f], key)
-                size += 1
+            p = np.int64(fresh[f, 1])
+            if number[p] >= least:
+                heapq.heappush(heap, (-number[p], fresh[f, 0], p))
         used[2] = 0
-        while size and (hc[0] != number[hp[0]]):  # stale: counts fall without the heap
-            if number[hp[0]] >= least:
-                _replace(hc, hp, size, number[hp[0]], hp[0], key)
-            else:
-                size -= 1
-                _replace(hc, hp, size, hc[size], hp[size], key)
-        if not size or hc[0] < least:
+        c, key, p = heapq.heappop(heap)
+        if key == _EMPTY:
             break
-        p = hp[0]
-        size -= 1
-        _replace(hc, hp, size, hc[size], hp[size], key)
-        left, right = np.int32(key[p] >> np.uint64(32)), np.int32(key[p] & np.uint64(0xFFFFFFFF))
+        if -c != number[p]:  # stale: counts fall without the heap
+            if number[p] >= least:
+                heapq.heappush(heap, (-number[p], key, p))
+            continue
+        left, right, step = np.int32(key >> np.uint64(32)), np.int32(key & ~_RANK), head[p]
         used[3] += 1
-        new, step = np.int32(-1), head[p]
+        new = np.int32(-1)
         while step >= 0:
             w, step = node[step, 0], node[step, 1]
-            s, n, c, i, m = begin[w], length[w], counts[w], 0, 0
-            while i < n:
-                if i + 1 == n or symbols[s + i] != left or symbols[s + i + 1] != right:
-                    symbols[s + m], at[s + m] = symbols[s + i], at[s + i]
-                    i, m = i + 1, m + 1
+            if new < 0:  # another pair may have made the same bytes before
+                i, j = _name(w, begin, end, length, symbols, at, left, right)
+                if i < 0:
                     continue
-                if new < 0:  # the first place; another pair may have made the same bytes before
-                    to = at[s + i + 2] if i + 2 < n else end[w]
-                    place = _find(known, text, first, last, text, at[s + i], to)
-                    if known[place] < 0:
-                        known[place], first[tokens], last[tokens] = tokens, at[s + i], to
-                        tokens += 1
-                    new = np.int32(256 + known[place])
-                if m > 0:
-                    _change(symbols[s + m - 1], left, -c, w, used, slots, key, number, head, node, fresh, mark)
-                    _change(symbols[s + m - 1], new, c, w, used, slots, key, number, head, node, fresh, mark)
-                if i + 2 < n:
-                    _change(right, symbols[s + i + 2], -c, w, used, slots, key, number, head, node, fresh, mark)
-                    _change(new, symbols[s + i + 2], c, w, used, slots, key, number, head, node, fresh, mark)
-                symbols[s + m], at[s + m] = new, at[s + i]
-                i, m = i + 2, m + 1
-            length[w] = m
+                place = _find(known, text, first, last, text, i, j)
+                if known[place] < 0:
+                    known[place], first[tokens], last[tokens] = tokens, i, j
+                    tokens += 1
+                new = np.int32(256 + known[place])
+            _replace(w, begin, end, length, counts[w], symbols, at, left, right, new, lists)
         number[p], head[p] = 0, -1
         merges[done, 0], merges[done, 1], merges[done, 2] = left, right, new
         done += 1
     return done
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def bits_of(n):  # type: ignore[no-untyped-def]
-    """Return how many bits hold a number, 1 at least."""
-    bits = 1
-    while 1 << bits < n:
-        bits += 1
-    return bits
+Array = NDArray[Any]
 
 
-def learn(
-    text: NDArray[np.uint8],
-    begin: NDArray[Any],
-    end: NDArray[Any],
-    counts: NDArray[Any],
-    letter: NDArray[Any],
-    room: int,
-    least: int = 2,
-) -> NDArray[np.int32]:
+def learn(text: Array, begin: Array, end: Array, counts: Array, letter: Array, room: int, least: int = 2) -> Array:
     """Learn merges from counted words.
 
     Args:
@@ -535,5 +462,7 @@ def learn(
     Returns:
         left, right and merged token by rank, int32 (n, 3).
     """
-    merges = np.empty((2 * room + 1, 3), np.int32)
-    return merges[: _learn(text, begin, end, counts, np.asarray(letter, np.int32), room, least, merges)]
+    pairs = np.full((1 << (4 * len(text) + 8).bit_length(), 2), _EMPTY, np.uint64)
+    known, merges = np.full(1 << (4 * room + 8).bit_length(), -1, np.int32), np.empty((2 * room, 3), np.int32)
+    symbols = np.asarray(letter, np.int32)[text]
+    return merges[: _learn(text, begin, end, counts, symbols, max(least, 1), pairs, known, merges)]
