@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gewu.core.device import load_numba
+from gewu.core.files import rolled
 
 numba = load_numba()
 
@@ -205,31 +206,31 @@ def _merge(out, m, n, pairs, after, before, best):  # type: ignore[no-untyped-de
             heapq.heappush(heap, best[k] & _RANK | np.uint64(k))
     while heap[0] != _EMPTY:
         top = heapq.heappop(heap)
-        k = np.int64(top & ~_RANK)
-        if best[k] == _EMPTY or (best[k] ^ top) & _RANK:
+        i = np.int64(top & ~_RANK)
+        if best[i] == _EMPTY or (best[i] ^ top) & _RANK:
             continue  # something was merged here since
-        out[m + k] = np.uint32(best[k] & ~_RANK)
-        gone = after[k]
-        best[gone] = best[k] = _EMPTY
-        after[k] = after[gone]
-        if after[k] < n:
-            before[after[k]] = k
-        for p in (np.int64(before[k]), k):
+        out[m + i] = np.uint32(best[i] & ~_RANK)
+        gone = after[i]
+        best[gone] = best[i] = _EMPTY
+        after[i] = after[gone]
+        if after[i] < n:
+            before[after[i]] = i
+        for p in (np.int64(before[i]), i):
             if p >= 0 and after[p] < n:
                 best[p] = _look(pairs, out[m + p], out[m + after[p]])
                 if best[p] != _EMPTY:
                     heapq.heappush(heap, best[p] & _RANK | np.uint64(p))
-    k = left = np.int64(0)
-    while k < n:
-        out[m + left] = out[m + k]
-        k, left = np.int64(after[k]), left + 1
+    i, left = np.int64(0), 0
+    while i < n:
+        out[m + left] = out[m + i]
+        i, left = np.int64(after[i]), left + 1
     return left
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _encode(data, out, tables, modern, digits, keys, kept):  # type: ignore[no-untyped-def]
     """Write the tokens of UTF-8 text; return how many. keys, kept: the cache, words of up to 15 bytes as two numbers."""
-    n, i, m = len(data), 0, 0
+    n, i, m = len(data), np.int64(0), np.int64(0)
     after, before, best = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.uint64)
     while i < n:
         j = cut(data, i, n, modern, digits, tables.classes)
@@ -263,7 +264,7 @@ def _encode(data, out, tables, modern, digits, keys, kept):  # type: ignore[no-u
     return m
 
 
-def tables(bytes_: NDArray[np.uint32], merges: NDArray[np.uint32], words: Sequence[bytes] = ()) -> tuple[Tables | None, int]:
+def tables(bytes_: NDArray[np.uint32], merges: NDArray[np.uint32], words: Sequence[bytes] = ()) -> tuple[Tables, int]:
     """Prepare a vocabulary for encoding.
 
     Args:
@@ -272,7 +273,7 @@ def tables(bytes_: NDArray[np.uint32], merges: NDArray[np.uint32], words: Sequen
         words: bytes of token 0, 1, ...; a word that is one of these becomes it without merging; b"" for none.
 
     Returns:
-        The tables and -1; or None and the first rank whose pair has a lower rank too.
+        The tables and -1; or the first rank whose pair has a lower rank too, and the tables are of no use.
     """
     pairs = np.full((1 << max(4, (4 * len(merges)).bit_length()), 2), _EMPTY, np.uint64)
     twice = int(_enter_pairs(pairs, merges))
@@ -281,7 +282,7 @@ def tables(bytes_: NDArray[np.uint32], merges: NDArray[np.uint32], words: Sequen
     slots = np.full(1 << (4 * len(words)).bit_length() if words else 1, -1, np.int32)
     text = np.frombuffer(b"".join(words), np.uint8)
     _enter(slots, text, begin, end, len(words))
-    return None if twice >= 0 else Tables(classes(), bytes_, pairs, slots, text, begin, end), twice
+    return Tables(classes(), bytes_, pairs, slots, text, begin, end), twice
 
 
 Cache = tuple[NDArray[np.uint64], NDArray[np.uint32]]
@@ -325,30 +326,18 @@ def count(texts: Iterable[str], pattern: str) -> tuple[NDArray[np.uint8], NDArra
         The bytes of the distinct words, uint8, where each begins and ends, int64 (n), and how often it was there, int64 (n).
     """
     text, begin, end, counts = np.empty(0, np.uint8), *(np.empty(0, np.int64) for _ in range(3))
-    slots, n, group, size = np.full(1, -1, np.int32), 0, list[bytes](), 0
-
-    def flush() -> None:
-        nonlocal text, begin, end, counts, slots, n, size
-        most = n + size  # a word has a byte at least
+    slots, n = np.full(1, -1, np.int32), 0
+    for group in rolled((text.encode("utf-8", "replace") for text in texts), _CHUNK, len):
+        data, used = np.frombuffer(b"".join(group), np.uint8), int(end[n - 1]) if n else 0
+        most = n + len(data)  # a word has a byte at least
         if most > len(begin):
             begin, end, counts = (np.concatenate([a[:n], np.empty(2 * most - n, np.int64)]) for a in (begin, end, counts))
             slots = np.full(1 << (4 * most).bit_length(), -1, np.int32)
             _enter(slots, text, begin, end, n)
-        used = int(end[n - 1]) if n else 0
-        if used + size > len(text):
-            text = np.concatenate([text[:used], np.empty(used + 2 * size, np.uint8)])
+        if used + len(data) > len(text):
+            text = np.concatenate([text[:used], np.empty(used + 2 * len(data), np.uint8)])
         stops = np.cumsum([len(part) for part in group], dtype=np.int64)
-        data = np.frombuffer(b"".join(group), np.uint8)
         n = int(_count(data, stops, *PATTERNS[pattern], classes(), slots, text, begin, end, counts, n))
-        group.clear()
-        size = 0
-
-    for one in texts:
-        group.append(one.encode("utf-8", "replace"))
-        size += len(group[-1])
-        if size > _CHUNK:
-            flush()
-    flush()
     return text[: end[n - 1] if n else 0], begin[:n], end[:n], counts[:n]
 
 

@@ -39,14 +39,11 @@ _REGEX: Final = {
     _MODERN % "": "qwen2",
 }
 _PLAIN: Final = [*range(33, 127), *range(161, 173), *range(174, 256)]
-_LETTERS: Final = {byte: chr(byte) for byte in _PLAIN} | {
-    byte: chr(256 + n) for n, byte in enumerate(b for b in range(256) if b not in _PLAIN)
-}
-_BYTES: Final = {ord(letter): byte for byte, letter in _LETTERS.items()}
-_OF_LETTERS: Final = {code: chr(byte) for code, byte in _BYTES.items()} | {
-    code: "\U0010ffff" for code in range(324) if code not in _BYTES
-}
-_NAMED: Final = {"ByteLevel": {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}}
+_ORDER: Final = [*_PLAIN, *(byte for byte in range(256) if byte not in _PLAIN)]
+"""Bytes in the order of their letters: printable Latin-1 stands for itself, what is left for 256, 257, ..."""
+_LETTERS: Final = dict(zip(_ORDER, map(chr, [*_PLAIN, *range(256, 324)]), strict=True))
+_BYTES: Final = dict.fromkeys(range(324), "\U0010ffff") | {ord(letter): chr(byte) for byte, letter in _LETTERS.items()}
+_FLAGS: Final = ("single_word", "lstrip", "rstrip")
 
 
 class Tokenizer:
@@ -73,18 +70,18 @@ class Tokenizer:
 
     def __init__(self, document: dict[str, Any], file: str | Path | None = None) -> None:
         self.document, self._file, self._local = document, file, threading.local()
-        self._need(isinstance(document, dict) and isinstance(document.get("model"), dict), "model", None, "a table")
-        model = document["model"]
+        model, normalizer, decoder = document["model"], document.get("normalizer"), document.get("decoder")
         for key in ("truncation", "padding"):
             self._need(document.get(key) is None, key, document.get(key), "null: cut and fill batches instead")
-        self.pattern, self._prefix = self._cutting(document.get("pre_tokenizer"))
-        normalizer = document.get("normalizer")
         self._need(normalizer in (None, {"type": "NFC"}), "normalizer", normalizer, "null, NFC")
+        self._need(_get(decoder, "type") == "ByteLevel", "decoder", decoder, "ByteLevel")
+        self._need(model.get("type", "BPE") == "BPE", "model.type", model.get("type"), "BPE")
+        for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+            self._need(not model.get(key), f"model.{key}", model.get(key), "null")
+        self.pattern, self._prefix = self._cutting(document.get("pre_tokenizer"))
         self._nfc = normalizer is not None
-        self._need(_kind(document.get("decoder")) == "ByteLevel", "decoder", document.get("decoder"), "ByteLevel")
-        self._check(model)
         self._added(document.get("added_tokens") or [], model["vocab"])
-        self._build(model)
+        self._build(model["vocab"], model["merges"], bool(model.get("ignore_merges")))
         self.end = next((self.special[name] for name in ENDS if name in self.special), None)
         self.before, self.after = self._around(document.get("post_processor"))
 
@@ -94,122 +91,74 @@ class Tokenizer:
 
     def _cutting(self, table: Any) -> tuple[str, bool]:
         """Return the pattern of words, and whether a blank is put in front of a text."""
-        steps = table.get("pretokenizers", []) if _kind(table) == "Sequence" else [table]
-        last = steps[-1] if isinstance(steps, list) and steps else None
-        kinds = [_kind(step) for step in steps]
+        steps = table["pretokenizers"] if _get(table, "type") == "Sequence" else [table]
+        kinds = [_get(step, "type") for step in steps]
         self._need(kinds in (["ByteLevel"], ["Split", "ByteLevel"]), "pre_tokenizer", table, "ByteLevel, or Split and ByteLevel")
-        options = _NAMED["ByteLevel"] | last
-        if kinds == ["ByteLevel"]:
-            self._need(options["use_regex"] is True, "pre_tokenizer.use_regex", options["use_regex"], "true, without Split")
-            return "gpt2", bool(options["add_prefix_space"])
-        self._need(options["use_regex"] is False, "pre_tokenizer.use_regex", options["use_regex"], "false, behind Split")
-        self._need(options["add_prefix_space"] is False, "pre_tokenizer.add_prefix_space", True, "false, behind Split")
-        split = steps[0]
-        pattern = split.get("pattern")
-        regex = pattern.get("Regex") if isinstance(pattern, dict) else None
-        self._need(
-            isinstance(regex, str) and regex in _REGEX, "pre_tokenizer.pattern", pattern, "the words of GPT-2, Llama-3, Qwen2"
-        )
-        way = (split.get("behavior"), split.get("invert", False))
+        alone, prefix = len(steps) == 1, bool(steps[-1].get("add_prefix_space"))
+        self._need(steps[-1].get("use_regex", True) is alone, "pre_tokenizer.use_regex", not alone, "true, or false behind Split")
+        if alone:
+            return "gpt2", prefix
+        self._need(not prefix, "pre_tokenizer.add_prefix_space", prefix, "false behind Split")
+        regex, way = _get(steps[0].get("pattern"), "Regex"), (steps[0].get("behavior"), steps[0].get("invert", False))
+        self._need(str(regex) in _REGEX, "pre_tokenizer.pattern", steps[0].get("pattern"), "as GPT-2, Llama-3 or Qwen2 have it")
         self._need(way in (("Isolated", False), ("Removed", True)), "pre_tokenizer.behavior", way, "Isolated")
         return _REGEX[str(regex)], False
 
-    def _check(self, model: dict[str, Any]) -> None:
-        """Refuse a model that is no plain BPE, and a vocabulary that is none."""
-        self._need(model.get("type", "BPE") == "BPE", "model.type", model.get("type"), "BPE")
-        for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
-            self._need(not model.get(key), f"model.{key}", model.get(key), "null")
-        vocab, merges = model.get("vocab"), model.get("merges")
-        self._need(
-            isinstance(vocab, dict) and isinstance(merges, list), "model", None, "tables vocab and merges", "is incomplete"
-        )
-
-    def _token(self, value: Any, key: str, name: Any) -> int:
-        good = type(value) is int and 0 <= value < MOST
-        self._need(good, key, {name: value}, f"whole numbers below {MOST}", "is no token")
-        return int(value)
-
-    def _added(self, rows: Any, vocab: dict[str, Any]) -> None:
-        self.special, self._names, plain = dict[str, int](), dict[str, int](), dict[str, int]()
-        self._need(isinstance(rows, list), "added_tokens", rows, "a list")
+    def _added(self, rows: list[dict[str, Any]], vocab: dict[str, int]) -> None:
+        """Note the added tokens: those of normalised text are looked for behind the normalizer, others before it."""
+        self.special, self._names, behind = dict[str, int](), dict[str, int](), dict[str, int]()
         for row in rows:
-            name = row.get("content") if isinstance(row, dict) else None
-            self._need(isinstance(name, str) and name != "", "added_tokens", row, "tables with content", "names no token")
-            for key in ("single_word", "lstrip", "rstrip"):
-                self._need(not row.get(key), f"added_tokens.{key}", name, "false")
-            token = self._token(row.get("id"), "added_tokens", name)
-            self._need(vocab.get(name, token) == token, "added_tokens", {name: token}, "the number in vocab", "has two numbers")
-            self._need(name not in self._names and name not in plain, "added_tokens", name, "each name once", "is there twice")
-            # tokens of normalized text are looked for behind the normalizer, others before it
-            (plain if row.get("normalized") and self._nfc else self._names)[str(name)] = token
+            name, token = str(row["content"]), row["id"]
+            flags = [key for key in _FLAGS if row.get(key)]
+            self._need(not flags, f"added_tokens.{flags}", name, "false")
+            self._need(name != "" and vocab.get(name, token) == token, "added_tokens", row, "as in vocab", "has two numbers")
+            self._need(name not in self._names | behind, "added_tokens", row, "each name once", "is there twice")
+            (behind if row.get("normalized") and self._nfc else self._names)[name] = token
             if row.get("special"):
-                self.special[str(name)] = token
-        self._matchers = [(_alternatives(names), names) for names in (self._names, plain)]
-        self._names |= plain
+                self.special[name] = token
+        self._matchers = [(_alternatives(names), names) for names in (self._names, behind)]
+        self._names |= behind
 
-    def _build(self, model: dict[str, Any]) -> None:
+    def _build(self, vocab: dict[str, int], rows: list[Any], whole: bool) -> None:
         """Make the tables of the compiled loops."""
-        vocab, pieces = model["vocab"], dict[int, bytes]()
-        for name, value in vocab.items():
-            token = self._token(value, "model.vocab", name)
-            letters = name.translate(_OF_LETTERS)
-            good = letters.isascii() or max(letters) < "\u0100"
-            self._need(
-                good or name in self._names, "model.vocab", name, "letters of bytes, as GPT-2 has them", "is no token of bytes"
-            )
-            self._need(token not in pieces and name != "", "model.vocab", {name: token}, "each number once", "is there twice")
-            pieces[token] = letters.encode("latin-1") if good else name.encode()
-        for name, token in self._names.items():
-            self._need(
-                pieces.get(token) is None or name in vocab, "added_tokens", {name: token}, "each number once", "is there twice"
-            )
-            pieces[token] = name.encode("utf-8", "replace")
+        pieces = dict[int, bytes]()
+        for name, token in (vocab | self._names).items():
+            letters = name.translate(_BYTES)
+            own = name in self._names or max(letters, default="\uffff") > "\u00ff"
+            self._need(type(token) is int and 0 <= token < MOST, name, token, f"whole numbers below {MOST}", "is no token")
+            self._need(not own or name in self._names, "model.vocab", name, "letters of bytes, as GPT-2 has them", "is no bytes")
+            self._need(token not in pieces, "model.vocab", {name: token}, "each number once", "is there twice")
+            pieces[token] = name.encode("utf-8", "replace") if own else letters.encode("latin-1")
         missing = [byte for byte, letter in _LETTERS.items() if letter not in vocab]
         self._need(not missing, "model.vocab", missing, "all 256 bytes", "lacks bytes")
         self.vocab_size = max(pieces) + 1
         self._pieces = [pieces.get(token, b"") for token in range(self.vocab_size)]
-        self._merges = self._ranks(model["merges"], vocab)
-        bytes_ = np.array([vocab[_LETTERS[byte]] for byte in range(256)], np.uint32)
-        words: Sequence[bytes] = ()
-        if model.get("ignore_merges"):
-            inside = set(vocab.values())
-            words = [piece if token in inside else b"" for token, piece in enumerate(self._pieces)]
-        found, twice = bpe.tables(bytes_, self._merges, words)
-        if found is None:
-            raise InputError("is there twice", file=self._file, key=f"model.merges[{twice}]", value=model["merges"][twice])
-        self._tables = found
-
-    def _ranks(self, rows: list[Any], vocab: dict[str, int]) -> NDArray[np.uint32]:
-        merges = np.empty((len(rows), 3), np.uint32)
+        merges, inside = np.empty((len(rows), 3), np.uint32), set(vocab.values())
         for rank, row in enumerate(rows):
-            pair = row.split(" ") if isinstance(row, str) else row
-            key = f"model.merges[{rank}]"
-            good = isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)
-            self._need(good, key, row, "two tokens", "is no merge")
-            for column, name in enumerate((*pair, pair[0] + pair[1])):
-                self._need(name in vocab, key, name, "tokens of vocab", "names a token that is not in the vocabulary")
-                merges[rank, column] = vocab[name]
-        return merges
+            left, right = row.split(" ") if isinstance(row, str) else row
+            unknown = next((name for name in (left, right, left + right) if name not in vocab), None)
+            self._need(unknown is None, f"model.merges[{rank}]", unknown, "tokens of vocab", "names a token that is not there")
+            merges[rank] = vocab[left], vocab[right], vocab[left + right]
+        bytes_ = np.array([vocab[_LETTERS[byte]] for byte in range(256)], np.uint32)
+        words = [piece if token in inside else b"" for token, piece in enumerate(self._pieces)] if whole else []
+        self._tables, twice = bpe.tables(bytes_, merges, words)
+        self._need(twice < 0, f"model.merges[{twice}]", rows[twice] if rows else None, "each pair once", "is there twice")
 
     def _around(self, table: Any) -> tuple[list[int], list[int]]:
         """Return the tokens that are put before and after a text."""
-        kind = _kind(table)
+        kind = _get(table, "type")
         if kind == "Sequence":
-            found = [self._around(step) for step in table.get("processors", [])]
+            found = [self._around(step) for step in table["processors"]]
             return [token for b, _ in reversed(found) for token in b], [token for _, a in found for token in a]
         if table is None or kind == "ByteLevel":
             return [], []
         self._need(kind == "TemplateProcessing", "post_processor", table, "TemplateProcessing, ByteLevel, null")
-        sides: tuple[list[int], list[int]] = ([], [])
-        texts = 0
-        for step in table.get("single") or []:
-            name = step.get("SpecialToken", {}).get("id") if isinstance(step, dict) else None
-            texts += isinstance(step, dict) and "Sequence" in step
-            if name is not None:
-                self._need(name in self._names, "post_processor", name, "added tokens", "names a token that is not there")
-                sides[texts > 0].append(self._names[name])
-        self._need(texts == 1, "post_processor.single", table.get("single"), "one Sequence between special tokens")
-        return sides
+        names = [_get(step.get("SpecialToken"), "id") for step in table["single"]]
+        self._need(names.count(None) == 1, "post_processor.single", table["single"], "one Sequence between special tokens")
+        unknown = next((name for name in names if name is not None and name not in self._names), None)
+        self._need(unknown is None, "post_processor", unknown, "added tokens", "names a token that is not there")
+        text = names.index(None)
+        return [self._names[name] for name in names[:text]], [self._names[name] for name in names[text + 1 :]]
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -219,30 +168,15 @@ class Tokenizer:
             InputError: no such file, no JSON, or what the class refuses.
         """
         data = read_capped(path, LIMIT_BYTES)
-        other = (
-            "a pickle" if data[:1] == b"\x80" else "a SentencePiece model" if data[:1] == b"\n" and b"\0" in data[:4096] else ""
-        )
-        if other:
-            raise InputError(
-                f"is {other}", file=path, allowed="a tokenizer.json", hint="save it as one with the program that made it"
-            )
+        text = data[:1] not in (b"\x80", b"\n")  # a pickle begins with the one, SentencePiece's protobuf with the other
         try:
-            document = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"is no tokenizer: {error}", file=path) from None
-        return cls(document, path)
+            return cls(json.loads(data.decode("utf-8-sig") if text else "", object_pairs_hook=_once), path)
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            reason = f"is no tokenizer: {type(error).__name__} {error}" if text else "is a pickle or of SentencePiece"
+            raise InputError(reason, file=path, allowed="a tokenizer.json of Hugging Face") from None
 
     @classmethod
-    def train(
-        cls,
-        texts: Iterable[str],
-        vocab: int,
-        special: Sequence[str] = (),
-        pattern: str = "gpt2",
-        *,
-        nfc: bool = False,
-        least: int = 2,
-    ) -> Self:
+    def train(cls, texts: Iterable[str], vocab: int, special: Sequence[str] = (), pattern: str = "gpt2", least: int = 2) -> Self:
         """Learn a vocabulary.
 
         Args:
@@ -250,7 +184,6 @@ class Tokenizer:
             vocab: tokens, special ones and the 256 bytes included; fewer when no pair is left.
             special: names of special tokens, numbered from 0.
             pattern: how words are cut: "gpt2", "llama3", "qwen2".
-            nfc: texts are normalised first.
             least: pairs that are rarer are not merged.
 
         Raises:
@@ -261,11 +194,9 @@ class Tokenizer:
         names, room = [*special, *_LETTERS.values()], vocab - 256 - len(special)
         if not 0 <= room <= MOST - 512 or len(set(names)) < len(names):
             raise InputError("is not possible", key="vocab", value=vocab, allowed=f"{256 + len(special)} or more, names differ")
-        letter = np.empty(256, np.int32)
-        letter[list(_LETTERS)] = np.arange(256)
-        counted = bpe.count((unicodedata.normalize("NFC", text) for text in texts) if nfc else texts, pattern)
+        letter = np.argsort(_ORDER)
         shift, merges = len(special), list[list[str]]()
-        for left, right, new in (bpe.learn(*counted, letter, room, least) + shift).tolist():
+        for left, right, new in (bpe.learn(*bpe.count(texts, pattern), letter, room, least) + shift).tolist():
             merges.append([names[left], names[right]])
             if new == len(names):
                 names.append(names[left] + names[right])
@@ -273,17 +204,13 @@ class Tokenizer:
         regex = next(text for text, name in _REGEX.items() if name == pattern)
         split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
         cutting = {"type": "Sequence", "pretokenizers": [split, plain | {"use_regex": False}]}
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        nothing = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
-        model = {"type": "BPE", **dict.fromkeys(nothing), "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
+        flags = dict.fromkeys((*_FLAGS, "normalized"), False) | {"special": True}
         document = {
-            **{"version": "1.0", "truncation": None, "padding": None},
+            "version": "1.0",
             "added_tokens": [{"id": number, "content": name} | flags for number, name in enumerate(special)],
-            "normalizer": {"type": "NFC"} if nfc else None,
-            "pre_tokenizer": plain | {"use_regex": True} if pattern == "gpt2" else cutting,
-            "post_processor": None,
-            "decoder": plain | {"use_regex": True},
-            "model": model | {"vocab": {name: number for number, name in enumerate(names)}, "merges": merges},
+            "pre_tokenizer": plain if pattern == "gpt2" else cutting,
+            "decoder": plain,
+            "model": {"type": "BPE", "vocab": {name: number for number, name in enumerate(names)}, "merges": merges},
         }
         return cls(document)
 
@@ -306,10 +233,8 @@ class Tokenizer:
         """
         if not hasattr(self._local, "cache"):
             self._local.cache = bpe.new_cache()
-        found = [np.array(self.before, np.uint32)] if around and self.before else []
-        found += self._parts(text, 0, special)
-        found += [np.array(self.after, np.uint32)] if around and self.after else []
-        return found[0] if len(found) == 1 else np.concatenate([*found, np.zeros(0, np.uint32)])
+        sides = [np.array(side if around else [], np.uint32) for side in (self.before, self.after)]
+        return np.concatenate([sides[0], *self._parts(text, 0, special), sides[1]])
 
     def _parts(self, text: str, level: int, special: bool) -> list[NDArray[np.uint32]]:
         """Return the tokens of a text in parts; level: added tokens looked for, before the normalizer, behind it, none."""
@@ -350,8 +275,8 @@ class Tokenizer:
         return b"".join([self._pieces[n] for n in numbers.tolist() if n not in hidden]).decode("utf-8", "replace")
 
 
-def _kind(table: Any) -> Any:
-    return table.get("type") if isinstance(table, dict) else None
+def _get(table: Any, key: str) -> Any:
+    return table.get(key) if isinstance(table, dict) else None
 
 
 def _alternatives(names: dict[str, int]) -> re.Pattern[str] | None:
@@ -363,6 +288,5 @@ def _alternatives(names: dict[str, int]) -> re.Pattern[str] | None:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
-        twice = next(key for n, (key, _) in enumerate(pairs) if key in {other for other, _ in pairs[:n]})
-        raise ValueError(f"the key {twice!r} is there twice")
+        raise ValueError(f"a key is there twice among {[key for key, _ in pairs][:20]}")
     return table
