@@ -172,7 +172,7 @@ class Tokenizer:
         try:
             return cls(json.loads(data.decode("utf-8-sig") if text else "", object_pairs_hook=_once), path)
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-            reason = f"is no tokenizer: {type(error).__name__} {error}" if text else "is a pickle or of SentencePiece"
+            reason = f"is no tokenizer: {type(error).__name__}: {error}" if text else "is a pickle or of SentencePiece"
             raise InputError(reason, file=path, allowed="a tokenizer.json of Hugging Face") from None
 
     @classmethod
