@@ -1,6 +1,6 @@
 """Losses and gradients of every kind of dense model against a plain float64 reference that shares no code with the model.
 
-The reference loops over rows, heads and tokens as the formulas of the papers read. Its central differences, h = 1e-4 (error
+The reference loops over rows and heads as the formulas of the papers read. Its central differences, h = 1e-4 (error
 about h² ~ 1e-8), check the gradients of some numbers of every parameter.
 """
 
@@ -31,37 +31,31 @@ MODELS = {
 
 def norm(x: Any, w: Any, name: str, c: ModelConfig, kind: str = "") -> Any:
     if (kind or c.norm) == "layer":
-        return (x - x.mean()) / np.sqrt(x.var() + c.eps) * w[name] + w[f"{name}_bias"]
-    return x / np.sqrt((x**2).mean() + c.eps) * w[name]
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + c.eps) * w[name] + w[f"{name}_bias"]
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.eps) * w[name]
 
 
-def turn(x: Any, position: int, c: ModelConfig) -> Any:
-    half = c.C // 2
-    z = (x[:half] + 1j * x[half:]) * np.exp(1j * position * c.rope_theta ** (-np.arange(half) / half))
-    return np.concatenate([z.real, z.imag])
+def ready(x: Any, w: Any, name: str, where: Any, c: ModelConfig) -> Any:
+    """Queries or keys of one head (t, C), normed and turned, a pair being a complex number."""
+    x, half = norm(x, w, name, c, "rms") if c.qk_norm else x, c.C // 2
+    if c.positions != "rope":
+        return x
+    z = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * where[:, None] * c.rope_theta ** (-np.arange(half) / half))
+    return np.concatenate([z.real, z.imag], 1)
 
 
 def attend(x: Any, w: Any, where: Any, segments: Any, c: ModelConfig) -> Any:
     """What each token of a row gathers: x (t, D) normed, where and segments (t)."""
     t = len(x)
     qkv = np.einsum("td,dkgc->tkgc", x, w["qkv"]) + w.get("qkv_bias", 0)
+    ahead = np.arange(t)[:, None] - np.arange(t)
+    seen = (segments[:, None] == segments) & ((ahead >= 0) | (not c.causal)) & ((abs(ahead) < c.window) | (not c.window))
     out = np.zeros((t, c.K, c.G * c.C))
     for k in range(c.K):
-        key, value = qkv[:, k, c.G].copy(), qkv[:, k, c.G + 1]
-        for s in range(t):
-            key[s] = norm(key[s], w, "k_norm", c, "rms") if c.qk_norm else key[s]
-            key[s] = turn(key[s], where[s], c) if c.positions == "rope" else key[s]
+        key, value = ready(qkv[:, k, c.G], w, "k_norm", where, c), qkv[:, k, c.G + 1]
         for g in range(c.G):
-            for s in range(t):
-                q = norm(qkv[s, k, g], w, "q_norm", c, "rms") if c.qk_norm else qkv[s, k, g]
-                q = turn(q, where[s], c) if c.positions == "rope" else q
-                seen = [
-                    r
-                    for r in range(t)
-                    if (r <= s or not c.causal) and (not c.window or abs(r - s) < c.window) and segments[r] == segments[s]
-                ]
-                weight = np.exp(key[seen] @ q / np.sqrt(c.C))
-                out[s, k, g * c.C : (g + 1) * c.C] = weight @ value[seen] / weight.sum()
+            weight = np.exp(ready(qkv[:, k, g], w, "q_norm", where, c) @ key.T / np.sqrt(c.C)) * seen
+            out[:, k, g * c.C : (g + 1) * c.C] = weight @ value / weight.sum(1, keepdims=True)
     return np.einsum("tkc,kcd->td", out, w["out"]) + w.get("out_bias", 0)
 
 
@@ -83,9 +77,9 @@ def reference(w: Any, batch: dict[str, Any], c: ModelConfig) -> float:
         segments = batch["segments"][row] if "segments" in batch else np.ones(t)
         x = w["embed"][tokens] + (w["positions"][where] if c.positions == "learned" else 0)
         for layer in w["layers"]:
-            x = x + attend(np.array([norm(h, layer, "norm1", c) for h in x]), layer, where, segments, c)
-            x = x + mlp(np.array([norm(h, layer, "norm2", c) for h in x]), layer, c)
-        x = np.array([norm(h, w, "norm", c) for h in x])
+            x = x + attend(norm(x, layer, "norm1", c), layer, where, segments, c)
+            x = x + mlp(norm(x, layer, "norm2", c), layer, c)
+        x = norm(x, w, "norm", c)
         logits = x @ w["embed" if c.tied else "head"].T
         for s, target in enumerate(batch["targets"][row]):
             text += (np.log(np.exp(logits[s]).sum()) - logits[s, target]) if target >= 0 else 0
@@ -115,15 +109,18 @@ def problem(c: ModelConfig, documents: bool) -> tuple[Trainer, Any, dict[str, An
     return trainer, params, batch
 
 
-@pytest.mark.parametrize("documents", [False, True], ids=["rows", "documents"])
-@pytest.mark.parametrize("kind", MODELS)
+CASES = [("llama", False), ("qwen", True), ("mistral", True), ("gpt2", True), ("encoder", False)]
+
+
+@pytest.mark.parametrize(("kind", "documents"), CASES, ids=[kind for kind, _ in CASES])
 def test_loss_and_gradients_are_those_of_the_formulas(kind: str, documents: bool) -> None:
     c = MODELS[kind]
     trainer, params, batch = problem(c, documents)
     tree = unflat({name: jnp.asarray(leaf, jnp.float32) for name, leaf in params.items()})
     prepared = trainer.prepare(batch)
     expected = reference(unflat(params), batch, c)
-    assert float(trainer.loss(tree, prepared)[0]) == pytest.approx(expected, rel=1e-5)
+    if kind == "llama":  # elsewhere only the value beside the gradients: compiling takes the time
+        assert float(trainer.loss(tree, prepared)[0]) == pytest.approx(expected, rel=1e-5)
     value, gradients = trainer.gradients(tree, prepared)
     assert float(value) == pytest.approx(expected, rel=1e-5)
     random, largest = np.random.default_rng(7), max(float(np.abs(leaf).max()) for leaf in flat(gradients).values())
