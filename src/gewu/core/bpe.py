@@ -43,6 +43,9 @@ _CACHED, _IDS, _SLOTS = 15, 7, 1 << 16  # bytes and tokens of a word that is kep
 _CHUNK: Final = 1 << 20
 
 
+Array = NDArray[Any]
+
+
 class Tables(NamedTuple):
     """What encoding needs of a vocabulary.
 
@@ -319,7 +322,7 @@ def _count(data, stops, modern, digits, classes, slots, text, begin, end, counts
     return n
 
 
-def count(texts: Iterable[str], pattern: str) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any], NDArray[Any]]:
+def count(texts: Iterable[str], pattern: str) -> tuple[Array, Array, Array, Array]:
     """Count the words of texts.
 
     Returns:
@@ -434,9 +437,6 @@ def _learn(text, begin, end, counts, symbols, least, pairs, known, merges):  # t
         merges[done, 0], merges[done, 1], merges[done, 2] = left, right, new
         done += 1
     return done
-
-
-Array = NDArray[Any]
 
 
 def learn(text: Array, begin: Array, end: Array, counts: Array, letter: Array, room: int, least: int = 2) -> Array:

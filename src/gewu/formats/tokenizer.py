@@ -30,13 +30,11 @@ LIMIT_BYTES: Final = 256 << 20
 MOST: Final = 1 << 24  # tokens
 ENDS: Final = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>")
 """Names under which models keep the token that ends a text, the first that is there counts."""
-_MODERN: Final = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_NEW = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _REGEX: Final = {
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt2",
-    _MODERN % "{1,3}": "llama3",
-    _MODERN % "": "qwen2",
+    _NEW % "{1,3}": "llama3",
+    _NEW % "": "qwen2",
 }
 _PLAIN: Final = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _ORDER: Final = [*_PLAIN, *(byte for byte in range(256) if byte not in _PLAIN)]
@@ -194,9 +192,8 @@ class Tokenizer:
         names, room = [*special, *_LETTERS.values()], vocab - 256 - len(special)
         if not 0 <= room <= MOST - 512 or len(set(names)) < len(names):
             raise InputError("is not possible", key="vocab", value=vocab, allowed=f"{256 + len(special)} or more, names differ")
-        letter = np.argsort(_ORDER)
-        shift, merges = len(special), list[list[str]]()
-        for left, right, new in (bpe.learn(*bpe.count(texts, pattern), letter, room, least) + shift).tolist():
+        merges, found = list[list[str]](), bpe.learn(*bpe.count(texts, pattern), np.argsort(_ORDER), room, least)
+        for left, right, new in (found + len(special)).tolist():
             merges.append([names[left], names[right]])
             if new == len(names):
                 names.append(names[left] + names[right])
@@ -268,9 +265,7 @@ class Tokenizer:
         """
         numbers = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
         if numbers.size and not (numbers.dtype.kind in "iu" and numbers.min() >= 0 and numbers.max() < self.vocab_size):
-            raise InputError(
-                "is no token", key="tokens", value=numbers.tolist(), allowed=f"whole numbers below {self.vocab_size}"
-            )
+            raise InputError("is no token", key="tokens", value=numbers.tolist(), allowed=f"0 to {self.vocab_size - 1}")
         hidden = set() if special else set(self.special.values())
         return b"".join([self._pieces[n] for n in numbers.tolist() if n not in hidden]).decode("utf-8", "replace")
 
