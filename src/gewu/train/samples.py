@@ -287,6 +287,7 @@ class Rows:
         held: bool (n,): kept for validation.
         classes: names of the labels.
         scale: (mean, standard deviation) of the values, (k,), by which `value` was standardised.
+        last: of a series, the last value of each window.
     """
 
     arrays: dict[str, NDArray[Any]]
@@ -294,6 +295,7 @@ class Rows:
     held: NDArray[np.bool_]
     classes: tuple[str, ...] = ()
     scale: tuple[NDArray[Any], NDArray[Any]] | None = None
+    last: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         self._numbers = np.flatnonzero(~self.held)
@@ -412,7 +414,8 @@ def windows(series: NDArray[Any], context: int, horizon: int, share: float, patc
     starts = np.concatenate([np.arange(cut - span + 1), np.arange(cut, len(series) - span + 1)])
     seen = series[starts[:, None] + np.arange(context)]
     value = series[starts[:, None] + context + np.arange(horizon), 0]
-    return Rows({"series": seen, "value": value}, (Input("series", "series", seen.shape[1:], patch),), starts >= cut)
+    inputs = (Input("series", "series", seen.shape[1:], patch),)
+    return Rows({"series": seen, "value": value}, inputs, starts >= cut, last=seen[:, -1, 0])
 
 
 def split_rows(arrays: dict[str, NDArray[Any]], inputs: Sequence[Input], share: float, seed: int, names: Any = ()) -> Rows:

@@ -1,0 +1,589 @@
+"""The engine `train`: a model from text, pictures, series or tables, on one process or many; or the plan of one that is too large.
+
+A job names data and a model; what it becomes is a result directory that other programs read: for text it holds config.json,
+model.safetensors and tokenizer.json of Hugging Face beside the numbers. Weights are checkpointed beside the result while it
+trains (`NAME.checkpoints`) and a killed run goes on from there, on any layout.
+
+    MFU = tokens/s x (6 N + 6 L H C T) / peak flop/s        N parameters that work on a token, attention over half of T on average
+                                                            (PaLM, arXiv:2204.02311); peak measured by one matrix product
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from gewu.core import schema
+from gewu.core.context import Context
+from gewu.core.errors import InputError, ResourceError
+from gewu.core.figure import Figure
+from gewu.train.config import ACTIVATIONS, NORMS, POSITIONS, ROUTERS
+
+SUMMARY: Final = "Large models: trained on text, pictures, series and tables, or planned for machines that are not here"
+TASKS: Final = ("train", "plan", "generate", "evaluate")
+MODEL_KEYS: Final = (
+    "width", "layers", "heads", "kv_heads", "head_width", "hidden", "norm", "activation", "positions", "rope_theta", "window", "tied",
+    "bias", "qkv_bias", "qk_norm", "experts", "top_k", "expert_hidden", "shared_hidden", "capacity", "balance", "router",
+)  # fmt: skip
+REFERENCES: Final = {
+    "transformer2017": "@inproceedings{transformer2017, author = {Vaswani, A. and others}, title = {Attention Is All You Need}, "
+    "booktitle = {NeurIPS}, year = {2017}, eprint = {1706.03762}}",
+    "adamw2019": "@inproceedings{adamw2019, author = {Loshchilov, I. and Hutter, F.}, title = {Decoupled Weight Decay "
+    "Regularization}, booktitle = {ICLR}, year = {2019}, eprint = {1711.05101}}",
+    "muon2025": "@article{muon2025, author = {Liu, J. and others}, title = {Muon is Scalable for LLM Training}, journal = "
+    "{arXiv:2502.16982}, year = {2025}}",
+    "adafactor2018": "@inproceedings{adafactor2018, author = {Shazeer, N. and Stern, M.}, title = {Adafactor: Adaptive Learning "
+    "Rates with Sublinear Memory Cost}, booktitle = {ICML}, year = {2018}, eprint = {1804.04235}}",
+    "megatron2021": "@inproceedings{megatron2021, author = {Narayanan, D. and others}, title = {Efficient Large-Scale Language "
+    "Model Training on GPU Clusters Using Megatron-LM}, booktitle = {SC}, year = {2021}, eprint = {2104.04473}}",
+    "wdbc1993": "@inproceedings{wdbc1993, author = {Street, W. N. and Wolberg, W. H. and Mangasarian, O. L.}, title = {Nuclear "
+    "Feature Extraction for Breast Tumor Diagnosis}, booktitle = {SPIE 1905}, pages = {861}, year = {1993}}",
+    "lorenz1963": "@article{lorenz1963, author = {Lorenz, E. N.}, title = {Deterministic Nonperiodic Flow}, journal = "
+    "{J. Atmos. Sci.}, volume = {20}, pages = {130}, year = {1963}}",
+    "bpe2016": "@inproceedings{bpe2016, author = {Sennrich, R. and Haddow, B. and Birch, A.}, title = {Neural Machine Translation "
+    "of Rare Words with Subword Units}, booktitle = {ACL}, year = {2016}, eprint = {1508.07909}}",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The `[train]` table of a job."""
+
+    task: str = schema.field("train", choices=TASKS, meaning="train, plan without hardware, or use a trained model")
+    data: tuple[str, ...] = schema.field(
+        (), file=True, folder=True, builtin_prefixes=("lorenz",), meaning="text, a store, a CSV file, or lorenz (a chaotic series)",
+        absent="for the documents of examples/train-text.toml run `make documents` first",
+    )  # fmt: skip
+    text: str = schema.field("text", meaning="field of a sample that holds its text")
+    tokenizer: str = schema.field(
+        "bytes", file=True, builtin_prefixes=("bytes", "train:"), meaning="bytes, train:VOCABULARY, or a tokenizer.json"
+    )
+    label: str = schema.field("", meaning="column of the classes: the model tells the class of a sample")
+    columns: tuple[str, ...] = schema.field((), meaning="columns that are a table; none given: all others")
+    picture: tuple[int, ...] = schema.field((), minimum=1, meaning="height and width of pictures, channels too for columns")
+    picture_columns: tuple[str, ...] = schema.field((), meaning="columns laid out as a picture: row, column, channel")
+    series: tuple[str, ...] = schema.field((), meaning="columns that are a series; the first is forecast")
+    context: int = schema.field(64, minimum=1, meaning="series: time steps that are seen")
+    horizon: int = schema.field(16, minimum=1, meaning="series: time steps that are forecast")
+    patch: int = schema.field(1, minimum=1, meaning="pixels or time steps along the edge of a token")
+    validation: float = schema.field(0.05, minimum=0.0, maximum=0.5, meaning="share held out: by a hash, for series at the end")
+    on_damage: str = schema.field("stop", choices=("stop", "skip", "count"), meaning="damaged samples of a store")
+
+    width: int = schema.field(256, minimum=1, meaning="width D of the stream of tokens")
+    layers: int = schema.field(4, minimum=1, meaning="layers")
+    heads: int = schema.field(4, minimum=1, meaning="heads of queries")
+    kv_heads: int = schema.field(0, minimum=0, meaning="heads of keys and values; 0: as many as of queries")
+    length: int = schema.field(256, minimum=1, meaning="tokens of a row")
+    hidden: int = schema.field(0, minimum=0, meaning="inner width of the MLP; 0: by the activation")
+    experts: int = schema.field(0, minimum=0, meaning="experts; 0 for a dense model")
+    top_k: int = schema.field(2, minimum=1, meaning="experts that work on a token")
+    expert_hidden: int = schema.field(0, minimum=0, meaning="inner width of an expert; 0: as the MLP")
+    shared_hidden: int = schema.field(
+        0, minimum=0, meaning="inner width of the expert that sees all tokens; 0 for none", expert=True
+    )
+    capacity: float = schema.field(
+        1.25, minimum=0.0, meaning="places of an expert over its even share; 0 drops nothing", expert=True
+    )
+    balance: float = schema.field(0.01, minimum=0.0, meaning="weight of the loss that balances experts", expert=True)
+    router: str = schema.field("softmax", choices=ROUTERS, meaning="how experts are weighted", expert=True)
+    head_width: int = schema.field(0, minimum=0, meaning="width of a head; 0: width / heads", expert=True)
+    norm: str = schema.field("rms", choices=NORMS, meaning="normalisation", expert=True)
+    activation: str = schema.field("swiglu", choices=ACTIVATIONS, meaning="of the MLP", expert=True)
+    positions: str = schema.field("rope", choices=POSITIONS, meaning="how tokens know where they stand", expert=True)
+    rope_theta: float = schema.field(10000.0, exclusive_minimum=0.0, meaning="base of the rotary angles", expert=True)
+    window: int = schema.field(0, minimum=0, meaning="tokens that attention looks back; 0 for all", expert=True)
+    tied: bool = schema.field(True, meaning="output embedding is the input embedding", expert=True)
+    bias: bool = schema.field(False, meaning="biases in all projections", expert=True)
+    qkv_bias: bool = schema.field(False, meaning="biases of queries, keys and values", expert=True)
+    qk_norm: bool = schema.field(False, meaning="norm of each query and key", expert=True)
+    init: str = schema.field(
+        "", file=True, folder=True, meaning="folder of a model in Hugging Face form to begin from, or to use"
+    )
+
+    batch: int = schema.field(16, minimum=1, meaning="rows of a step, over all devices")
+    steps: int = schema.field(0, minimum=0, meaning="steps; 0: by epochs")
+    epochs: float = schema.field(1.0, exclusive_minimum=0.0, meaning="times that the data are seen, where steps is 0")
+    optimiser: str = schema.field("adamw", choices=("adamw", "muon", "adafactor"), meaning="optimiser")
+    learning_rate: float = schema.field(1e-3, exclusive_minimum=0.0, meaning="highest learning rate")
+    schedule: str = schema.field("cosine", choices=("constant", "cosine", "linear", "wsd"), meaning="of the learning rate")
+    warmup: int = schema.field(0, minimum=0, meaning="steps of warm-up; 0: a twentieth of all")
+    weight_decay: float = schema.field(0.1, minimum=0.0, meaning="decoupled weight decay, of matrices")
+    clip: float = schema.field(1.0, minimum=0.0, meaning="largest norm of all gradients; 0 for none")
+    precision: str = schema.field("fp32", choices=("fp32", "bf16", "fp8"), meaning="type of the operands of products")
+    seed: int = schema.field(1, minimum=0, maximum=2**31 - 1, meaning="of weights, order and samples")
+    evaluate_every: int = schema.field(0, minimum=0, meaning="steps between validations; 0: a twentieth of all")
+    evaluate_batches: int = schema.field(
+        8, minimum=1, meaning="batches of a validation on the way; the last takes eight times more"
+    )
+    on_nan: str = schema.field("stop", choices=("stop", "rewind"), meaning="when a loss is not finite")
+
+    layout: str = schema.field("auto", meaning='auto, or axes such as "fsdp=4 tp=2 sp micro=4"')
+    processes: int = schema.field(1, minimum=1, maximum=4096, meaning="processes on this machine, watched and restarted")
+    hang_timeout_s: float = schema.field(
+        300.0, unit="s", exclusive_minimum=0.0, meaning="silence after which a process counts as hung"
+    )
+    checkpoint_every: int = schema.field(100, minimum=0, meaning="steps between checkpoints of the weights; 0: only when stopped")
+    checkpoints: str = schema.field("", meaning="folder of the weights' checkpoints; none given: beside the result")
+    keep: int = schema.field(2, minimum=1, meaning="checkpoints that are kept", expert=True)
+    peak_tflops: float = schema.field(0.0, unit="Tflop/s", minimum=0.0, meaning="of a device, for MFU; 0: measured", expert=True)
+
+    prompts: tuple[str, ...] = schema.field((), meaning="texts that the trained model goes on with")
+    new_tokens: int = schema.field(128, minimum=1, meaning="tokens of each continuation")
+    temperature: float = schema.field(0.8, minimum=0.0, meaning="of sampling; 0 takes the likeliest")
+    top_p: float = schema.field(0.95, exclusive_minimum=0.0, maximum=1.0, meaning="probability that sampling keeps", expert=True)
+
+    machine: str = schema.field("", meaning="plan: name of the machine")
+    devices: int = schema.field(2048, minimum=1, meaning="plan: devices")
+    vocab: int = schema.field(0, minimum=0, meaning="plan: vocabulary")
+
+    def check(self) -> None:
+        """Refuse what no single key can tell."""
+        if self.task in ("train", "evaluate") and not self.data:
+            raise InputError("must be named", key="data", allowed="files, folders, a store, or lorenz")
+        if self.task in ("generate", "evaluate") and not self.init:
+            raise InputError("must name the folder of a trained model", key="init", hint="a result of the engine is one")
+        if self.task == "plan" and not self.vocab:
+            raise InputError("must be given for a plan", key="vocab", allowed="1 or more")
+        if self.tokenizer.startswith("train:") and not self.tokenizer[6:].isdecimal():
+            raise InputError("is no vocabulary to train", key="tokenizer", value=self.tokenizer, allowed="train:NUMBER")
+        if self.picture_columns and (len(self.picture) != 3 or math.prod(self.picture) != len(self.picture_columns)):
+            allowed = f"height, width, channels with {len(self.picture_columns)} numbers in all"
+            raise InputError("does not lay out the columns", key="picture", value=self.picture, allowed=allowed)
+
+
+@dataclass
+class Material:
+    """What a job trains on: the samples, the model that fits them, and the batches.
+
+    Attributes:
+        model: ModelConfig. source: `samples.Texts` or `samples.Rows`.
+        kind: "text", "classes" or "series".
+        per_epoch: batches of an epoch.
+    """
+
+    model: Any
+    source: Any
+    kind: str
+    per_epoch: float
+
+    def stream(self, config: Config, state: Any = None) -> Any:
+        """Return the batches, from a state on."""
+        from gewu.train.samples import RowStream, TextStream
+
+        if self.kind == "text":
+            return TextStream(self.source, config.batch, config.length, config.seed, state)
+        return RowStream(self.source, config.batch, config.seed, state)
+
+
+def tokenizer_of(name: str, texts: list[str]) -> Any:
+    """Return what turns texts into tokens: bytes, a file, or one that is learned from the texts."""
+    from gewu.train.samples import Bytes
+
+    if name == "bytes":
+        return Bytes()
+    from gewu.formats.tokenizer import Tokenizer
+
+    if name.startswith("train:"):
+        return Tokenizer.train(texts, int(name[6:]), special=("<|endoftext|>",))
+    return Tokenizer.read(name)
+
+
+def material(config: Config) -> Material:
+    """Read the data of a job.
+
+    Raises:
+        InputError: what is there is no text, has no such columns, or leaves a part of the split empty.
+    """
+    from gewu.data import convert
+    from gewu.train import samples
+
+    sizes = {key: getattr(config, key) for key in MODEL_KEYS}
+    model = partial(_model, length=config.length, **sizes)
+    first = config.data[0]
+    is_store = convert.format_of(first) == "store" if os.path.exists(first) else False
+    if first == "lorenz" or config.series:
+        if first == "lorenz":
+            series = samples.lorenz(20_000)[:, :1]
+        else:
+            columns = samples.read_table(first)
+            series = np.stack([_column(columns, name, first, "series") for name in config.series], axis=1)
+        rows = samples.windows(series, config.context, config.horizon, config.validation, config.patch)
+        return _of_rows(model, rows, "series", config)
+    if config.label and is_store:
+        picture = config.picture or (32, 32)
+        rows = samples.store_rows(first, picture, config.label, config.validation, config.seed, config.on_damage, config.patch)
+        return _of_rows(model, rows, "classes", config)
+    if config.label:
+        columns = samples.read_table(first)
+        pixels = None
+        if config.picture_columns:
+            found = [_column(columns, name, first, "picture_columns") for name in config.picture_columns]
+            pixels = np.stack(found, axis=1).reshape(-1, *config.picture)
+        taken = {config.label, *config.picture_columns}
+        table = config.columns or tuple(name for name in columns if name not in taken)
+        for name in (config.label, *table):
+            _column(columns, name, first, "columns")
+        rows = samples.labelled(columns, table, config.label, pixels, config.validation, config.seed, config.patch)
+        return _of_rows(model, rows, "classes", config)
+    make = partial(tokenizer_of, _tokenizer_name(config))
+    if is_store:
+        source = samples.store_texts(first, config.text, make, config.validation, config.seed, config.on_damage)
+        tokens = len(source.train) * 1000.0  # documents of a store are not read to be counted
+    else:
+        source = samples.texts(config.data, config.text, make, config.validation, config.seed)
+        tokens = float(len(source.train.tokens) + len(source.train))
+    found = model(vocab=source.tokenizer.vocab_size)
+    return Material(found, source, "text", tokens / (config.batch * (config.length + 1)))
+
+
+def _tokenizer_name(config: Config) -> str:
+    own = Path(config.init, "tokenizer.json") if config.init else Path()
+    return str(own) if config.init and own.is_file() and config.tokenizer == "bytes" else config.tokenizer
+
+
+def _column(columns: Any, name: str, path: str, key: str) -> Any:
+    if name not in columns:
+        raise InputError("there is no such column", file=path, key=key, value=name, allowed=", ".join(columns))
+    return columns[name]
+
+
+def _model(**values: Any) -> Any:
+    from gewu.train.config import ModelConfig
+
+    return ModelConfig(**values)
+
+
+def _of_rows(model: Any, rows: Any, kind: str, config: Config) -> Material:
+    width = {"classes": len(rows.classes)} if kind == "classes" else {"targets": rows.arrays["value"].shape[1]}
+    tokens = sum(item.tokens for item in rows.inputs)
+    sizes = model.keywords | {"positions": "none", "length": tokens}  # each token has a place of its own already
+    return Material(_model(**sizes, inputs=rows.inputs, causal=False, **width), rows, kind, len(rows) / config.batch)
+
+
+def run(config: Config, ctx: Context) -> None:
+    """Train, plan, generate or evaluate."""
+    if config.task == "plan":
+        _plan(config, ctx)
+    elif config.processes > 1 and ctx.ranks.size == 1:
+        _supervise(config, ctx)
+    else:
+        if ctx.ranks.size > 1:
+            from gewu.train.elastic import join
+
+            join(ctx.ranks)
+        {"train": _train, "generate": _use, "evaluate": _use}[config.task](config, ctx)
+
+
+def _train(config: Config, ctx: Context) -> None:
+    import jax
+
+    from gewu.train.fit import Fit, Progress, measure_peak
+    from gewu.train.precision import Precision
+    from gewu.train.spec import active, count
+    from gewu.train.step import Trainer
+
+    with ctx.phase("reading the data"):
+        found = material(config)
+    steps = config.steps or max(1, round(config.epochs * found.per_epoch))
+    precision = Precision.of(config.precision)
+    layout = layout_of(config, found.model, ctx)
+    trainer = Trainer(found.model, layout, optimiser_of(config, steps), precision)
+    ctx.cite(*_methods(config, found))
+    n, c = active(found.model), found.model
+    tokens = config.length if found.kind == "text" else c.prefix
+    flops = 6.0 * n + (6.0 if c.causal else 12.0) * c.layers * c.heads * c.C * (min(c.window, tokens) if c.window else tokens)
+    peak = config.peak_tflops * 1e12 * layout.devices or measure_peak(precision.compute, layout.devices)
+    ctx.log(
+        f"{count(trainer.specs):,} parameters on {layout} ({jax.process_count()} processes), {steps} steps, {peak / 1e12:.2f} Tflop/s"
+    )
+
+    place = Place.of(config, ctx)
+    store, state, extra = _checkpoints(config, ctx, place, trainer)
+    stream = found.stream(config, extra.get("data"))
+    fit = Fit(
+        trainer, stream, steps, ctx, flops_per_token=flops if found.kind == "text" else flops * tokens, peak_flops=peak,
+        validate=partial(_held_loss, trainer, stream, most=config.evaluate_batches) if config.validation else None,
+        every=config.evaluate_every or max(1, steps // 20), checkpoints=store, save_every=config.checkpoint_every, run=place.run,
+        on_nan=config.on_nan, begin=int(state.step), rows=config.batch if found.kind != "text" else 0,
+        progress=Progress.of(extra["progress"]) if extra else Progress(),
+    )  # fmt: skip
+    try:
+        with ctx.phase("training"):
+            state, stopped = fit.go(state)
+        if not stopped:
+            _report(config, ctx, found, fit, state, place)
+    finally:
+        stream.close()
+
+
+def layout_of(config: Config, model: Any, ctx: Context) -> Any:
+    """Return the layout that the job names, or the best one for the devices there are.
+
+    Raises:
+        ResourceError: no layout fits; the message names the bytes that miss.
+    """
+    import jax
+
+    from gewu.train.mesh import Layout
+
+    if config.layout != "auto":
+        return Layout.of(config.layout)
+    if len(jax.devices()) == 1:
+        return Layout()
+    return Layout(dp=math.gcd(len(jax.devices()), config.batch))
+
+
+def optimiser_of(config: Config, steps: int) -> Any:
+    """Return the optimiser of a job."""
+    from gewu.train.optim import Optimiser
+
+    return Optimiser(learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def _methods(config: Config, found: Material) -> list[str]:
+    cited = ["transformer2017", {"adamw": "adamw2019", "muon": "muon2025", "adafactor": "adafactor2018"}[config.optimiser]]
+    cited += ["bpe2016"] * config.tokenizer.startswith("train:") + ["lorenz1963"] * ("lorenz" in config.data)
+    return cited + ["wdbc1993"] * any(Path(path).name == "breast-cancer.csv" for path in config.data)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run keeps what is too large for its own checkpoints.
+
+    Attributes:
+        result: the result directory, None where nothing is kept.
+        weights: folder of the weights' checkpoints, None without.
+        run: identity of the run; a run that is resumed has that of before.
+    """
+
+    result: Path | None
+    weights: Path | None
+    run: str
+
+    @classmethod
+    def of(cls, config: Config, ctx: Context) -> Place:
+        """Return the place of this run, the same on all ranks."""
+        mark = ctx.stream("run.txt")  # there already when the run is resumed
+        run = ""
+        if mark is not None:
+            if not mark.exists():
+                ctx.file("run.txt", os.urandom(8).hex().encode())
+            run = mark.read_text()
+        result, run = ctx.ranks.bcast((mark.parent if mark else None, run))
+        weights = Path(config.checkpoints) if config.checkpoints else result.with_suffix(".checkpoints") if result else None
+        return cls(result, weights, run)
+
+
+def _checkpoints(config: Config, ctx: Context, place: Place, trainer: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Return the checkpoints, the state to begin from, and what was kept beside it."""
+    store = None
+    if place.weights is not None and config.checkpoint_every >= 0:
+        from gewu.train.checkpoint import Checkpoints
+
+        store = Checkpoints(place.weights, keep=config.keep)
+        if store.latest() is not None:
+            state, extra = store.load(trainer.abstract())
+            if extra["run"] == place.run:
+                ctx.log(f"goes on behind step {int(state.step)}")
+                return store, state, extra
+            if config.checkpoints:
+                hint = "name another folder, or remove this one"
+                raise InputError("holds the checkpoints of another run", file=place.weights, key="checkpoints", hint=hint)
+    return store, trainer.init(config.seed), {}
+
+
+def _held_loss(trainer: Any, stream: Any, params: Any, most: int) -> float:
+    """Return the mean loss of the held-out part, for text a token, else a row."""
+    if not trainer.config.vocab:
+        found, truth = predictions(trainer, stream, params, most)
+        if trainer.config.classes:
+            return float(-np.log(_softmax(found)[np.arange(len(truth)), truth]).mean())
+        return float(((found - truth) ** 2).mean())
+    total = weight = 0.0
+    for batch in stream.held(most):
+        _, metrics = trainer.loss(params, trainer.prepare(batch))
+        count = float(metrics["tokens"])
+        total, weight = total + count * float(metrics["loss"]), weight + count
+    return total / weight
+
+
+def predictions(trainer: Any, stream: Any, params: Any, most: int) -> tuple[Any, Any]:
+    """Return what the model says to held-out rows, logits (n, classes) or values (n, k), and the truth."""
+    name = "label" if trainer.config.classes else "value"
+    found, truth = [], []
+    for batch in stream.held(most):
+        count = int(batch.pop("_count"))
+        truth.append(batch[name][:count])
+        found.append(whole(trainer.outputs(params, trainer.prepare(batch))[name])[:count])
+    return np.concatenate(found), np.concatenate(truth)
+
+
+def whole(array: Any) -> Any:
+    """Return a global array as a whole on this host; every process calls it."""
+    import jax
+
+    if jax.process_count() == 1:
+        return np.asarray(array)
+    from jax.experimental.multihost_utils import process_allgather
+
+    return np.asarray(process_allgather(array, tiled=True))
+
+
+def _softmax(z: Any) -> Any:
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def _report(config: Config, ctx: Context, found: Material, fit: Any, state: Any, place: Place) -> None:
+    """Record numbers, curves, what the model says to held-out samples and what a simple baseline says, and the model itself."""
+    from gewu.train.fit import COLUMNS
+    from gewu.train.spec import count
+
+    p, trainer, stream = fit.progress, fit.trainer, fit.stream
+    rows = np.array([*p.curve.rows, *p.curve.open]).reshape(-1, len(COLUMNS))
+    units = {"loss": "nat" if found.kind != "series" else "1", "learning_rate": "1", "tokens_per_s": "1/s"}
+    for name, column in zip(COLUMNS, rows.T, strict=True):
+        if name == "step" or np.any(column):
+            ctx.save(name, column, ("point",), units.get(name, "1"), long_name=f"{name.replace('_', ' ')} of training")
+    with ctx.phase("validation"):
+        if config.validation:
+            p.validation.append([fit.steps, _held_loss(trainer, stream, state.params, 8 * config.evaluate_batches)])
+            at = np.array(p.validation)
+            ctx.save("validation_step", at[:, 0], ("validation",), "1", long_name="steps of the validations")
+            ctx.save("validation_loss", at[:, 1], ("validation",), units["loss"], long_name="loss of the held-out part")
+    ctx.number("parameters", count(trainer.specs), "1")
+    ctx.number("steps", fit.steps, "1")
+    ctx.number("training_loss", float(rows[-max(1, len(rows) // 20) :, 1].mean()), units["loss"])
+    if p.validation:
+        ctx.number("validation_loss", p.validation[-1][1], units["loss"])
+    if p.seconds:
+        speed = p.counted / p.seconds
+        ctx.number("tokens_per_s" if found.kind == "text" else "samples_per_s", speed, "1/s")
+        ctx.number("mfu", speed * fit.flops_per_token / fit.peak_flops, "1")
+    if p.skipped:
+        ctx.number("skipped_steps", p.skipped, "1")
+    lost = len(stream.damage)
+    if lost:
+        ctx.warn(f"{lost} damaged samples of the store were left out")
+    ctx.number("damaged_samples", lost, "1")
+    with ctx.phase("baseline and samples"):
+        {"text": _report_text, "classes": _report_classes, "series": _report_series}[found.kind](config, ctx, found, fit, state)
+    with ctx.phase("writing the model"):
+        _write_model(ctx, found, trainer, state, place)
+
+
+def _report_text(config: Config, ctx: Context, found: Material, fit: Any, state: Any) -> None:
+    from gewu.train import baseline
+
+    source, refused = found.source, found.source.refused
+    ctx.number("bytes_per_token", source.bytes_per_token, "B")
+    if refused:
+        ctx.log("not taken: " + ", ".join(f"{count} {reason}" for reason, count in refused.most_common()))
+        ctx.number("refused_documents", refused.total(), "1")
+    if fit.progress.validation:
+        bits = 1 / math.log(2) / source.bytes_per_token
+        ctx.number("bits_per_byte", fit.progress.validation[-1][1] * bits, "bit")
+        counted = found.stream(config)
+        seen = (next(counted) for _ in range(min(fit.steps, math.ceil(found.per_epoch))))
+        simple = baseline.bigrams(seen, fit.stream.held(8 * config.evaluate_batches), found.model.vocab)
+        counted.close()
+        ctx.number("baseline_bits_per_byte", simple * bits, "bit")
+    _continuations(config, ctx, found, fit.trainer, state.params)
+
+
+def _report_classes(config: Config, ctx: Context, found: Material, fit: Any, state: Any) -> None:
+    from gewu.train import baseline
+    from gewu.train.eval import auc
+
+    rows = found.source
+    logits, truth = predictions(fit.trainer, fit.stream, state.params, 10**9)
+    x = np.concatenate([rows.arrays[item.name].reshape(len(rows.held), -1) for item in rows.inputs], axis=1)
+    weights = baseline.logistic(x[~rows.held], rows.arrays["label"][~rows.held], len(rows.classes))
+    simple = baseline.predict(x[rows.held], weights)
+    for name, said in (("", logits), ("baseline_", simple)):
+        ctx.number(f"{name}accuracy", float((said.argmax(1) == truth).mean()), "1")
+        if len(rows.classes) == 2:
+            ctx.number(f"{name}auc", float(auc(said[:, 1] - said[:, 0], truth == 1)), "1")
+            ctx.save(f"{name}score", _softmax(said)[:, 1], ("held",), "1", long_name=f"probability of {rows.classes[1]}")
+    table = np.zeros((len(rows.classes),) * 2, np.int64)
+    np.add.at(table, (truth, logits.argmax(1)), 1)
+    names = "\n".join(rows.classes)
+    ctx.save("confusion", table, ("truth", "said"), "1", long_name="held-out samples by class and answer", labels=names)
+    ctx.save("truth", truth, ("held",), "1", long_name="class of the held-out samples", labels=names)
+    ctx.number("held_out_samples", len(truth), "1")
+
+
+def _report_series(config: Config, ctx: Context, found: Material, fit: Any, state: Any) -> None:
+    from gewu.train import baseline
+
+    rows = found.source
+    said, truth = predictions(fit.trainer, fit.stream, state.params, 10**9)
+    x, y = rows.arrays["series"], rows.arrays["value"]
+    line = baseline.predict(x[rows.held], baseline.ridge(x[~rows.held], y[~rows.held]))
+    shift, scale = rows.scale
+    last = rows.last[rows.held][:, None]
+    made = {"forecast": said * scale + shift, "linear": line * scale + shift, "persistence": np.broadcast_to(last, said.shape)}
+    truth = truth * scale + shift
+    spread = truth.std()
+    for name, value in made.items():
+        error = np.sqrt(((value - truth) ** 2).mean(0)) / spread
+        ctx.save(f"error_{name}", error, ("horizon",), "1", long_name=f"root mean square error of the {name} over the spread")
+        key = "relative_error" if name == "forecast" else f"baseline_{name}_relative_error"
+        ctx.number(key, float(np.sqrt(((value - truth) ** 2).mean()) / spread), "1")
+        ctx.save(
+            f"example_{name}",
+            value[:: max(1, len(value) // 4)][:4],
+            ("example", "horizon"),
+            "1",
+            long_name=f"{name} of some windows",
+        )
+    ctx.save("example_truth", truth[:: max(1, len(truth) // 4)][:4], ("example", "horizon"), "1", long_name="what came")
+    ctx.number("held_out_windows", len(truth), "1")
+
+
+def _continuations(config: Config, ctx: Context, found: Material, trainer: Any, params: Any) -> None:
+    """Let the model go on with the prompts, and record what it says."""
+    if not config.prompts:
+        return
+    from gewu.train.generate import generate
+
+    tokenizer = found.source.tokenizer
+    prompts = [tokenizer.encode(text) for text in config.prompts]
+    made = generate(
+        trainer, params, prompts, config.new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed,
+        stop=(tokenizer.end,),
+    )  # fmt: skip
+    rows = [{"prompt": text, "continuation": tokenizer.decode(tokens)} for text, tokens in zip(config.prompts, made, strict=True)]
+    ctx.file("samples.json", json.dumps(rows, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+
+
+def _write_model(ctx: Context, found: Material, trainer: Any, state: Any, place: Place) -> None:
+    """Write the model: for text in Hugging Face form, else its parameters and its configuration."""
+    ctx.file("model.json", json.dumps(asdict(found.model), indent=1).encode())
+
+
+def _use(config: Config, ctx: Context) -> None:
+    raise InputError("is not there yet", key="task", value=config.task)
+
+
+def _plan(config: Config, ctx: Context) -> None:
+    raise InputError("is not there yet", key="task", value=config.task)
+
+
+def _supervise(config: Config, ctx: Context) -> None:
+    raise InputError("is not there yet", key="processes", value=config.processes)
+
+
+def figures(result: Any) -> Iterator[Figure]:
+    """Yield the figures of a report."""
+    from gewu.train import figures as pictures
+
+    return pictures.figures(result)
