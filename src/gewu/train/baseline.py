@@ -78,6 +78,14 @@ def predict(x: Any, w: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(_with_one(x) @ w)
 
 
+def auc(score: Any, positive: Any) -> float:
+    """Return the probability that a positive sample scores higher than another; ties count half (Mann-Whitney)."""
+    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(count) - 0.5 * (count - 1))[place]
+    n = int(np.sum(positive))
+    return float((rank[np.asarray(positive, bool)].sum() - 0.5 * n * (n + 1)) / max(1, n * (len(rank) - n)))
+
+
 def ridge(x: Any, y: Any, penalty: float = 1e-3) -> NDArray[np.float64]:
     """Return the weights (features + 1, k) of ridge regression of y (n, k) on x (n, features)."""
     x = _with_one(x)

@@ -1,4 +1,4 @@
-"""The engine `train`: a model from text, pictures, series or tables, on one process or many; or the plan of one that is too large.
+"""The engine `train`: a model of text, pictures, series or tables, on one process or many; or the plan of one that is too large.
 
 A job names data and a model; what it becomes is a result directory that other programs read: for text it holds config.json,
 model.safetensors and tokenizer.json of Hugging Face beside the numbers. Weights are checkpointed beside the result while it
@@ -23,15 +23,15 @@ import numpy as np
 
 from gewu.core import schema
 from gewu.core.context import Context
-from gewu.core.errors import InputError, ResourceError
+from gewu.core.errors import InputError
 from gewu.core.figure import Figure
 from gewu.train.config import ACTIVATIONS, NORMS, POSITIONS, ROUTERS
 
 SUMMARY: Final = "Large models: trained on text, pictures, series and tables, or planned for machines that are not here"
 TASKS: Final = ("train", "plan", "generate", "evaluate")
 MODEL_KEYS: Final = (
-    "width", "layers", "heads", "kv_heads", "head_width", "hidden", "norm", "activation", "positions", "rope_theta", "window", "tied",
-    "bias", "qkv_bias", "qk_norm", "experts", "top_k", "expert_hidden", "shared_hidden", "capacity", "balance", "router",
+    "width", "layers", "heads", "kv_heads", "head_width", "hidden", "norm", "activation", "positions", "rope_theta", "window",
+    "tied", "bias", "qkv_bias", "qk_norm", "experts", "top_k", "expert_hidden", "shared_hidden", "capacity", "balance", "router",
 )  # fmt: skip
 REFERENCES: Final = {
     "transformer2017": "@inproceedings{transformer2017, author = {Vaswani, A. and others}, title = {Attention Is All You Need}, "
@@ -48,8 +48,8 @@ REFERENCES: Final = {
     "Feature Extraction for Breast Tumor Diagnosis}, booktitle = {SPIE 1905}, pages = {861}, year = {1993}}",
     "lorenz1963": "@article{lorenz1963, author = {Lorenz, E. N.}, title = {Deterministic Nonperiodic Flow}, journal = "
     "{J. Atmos. Sci.}, volume = {20}, pages = {130}, year = {1963}}",
-    "bpe2016": "@inproceedings{bpe2016, author = {Sennrich, R. and Haddow, B. and Birch, A.}, title = {Neural Machine Translation "
-    "of Rare Words with Subword Units}, booktitle = {ACL}, year = {2016}, eprint = {1508.07909}}",
+    "bpe2016": "@inproceedings{bpe2016, author = {Sennrich, R. and Haddow, B. and Birch, A.}, title = {Neural Machine "
+    "Translation of Rare Words with Subword Units}, booktitle = {ACL}, year = {2016}, eprint = {1508.07909}}",
 }
 
 
@@ -59,7 +59,7 @@ class Config:
 
     task: str = schema.field("train", choices=TASKS, meaning="train, plan without hardware, or use a trained model")
     data: tuple[str, ...] = schema.field(
-        (), file=True, folder=True, builtin_prefixes=("lorenz",), meaning="text, a store, a CSV file, or lorenz (a chaotic series)",
+        (), file=True, folder=True, builtin_prefixes=("lorenz",), meaning="text, a store, a CSV file, or lorenz (chaos)",
         absent="for the documents of examples/train-text.toml run `make documents` first",
     )  # fmt: skip
     text: str = schema.field("text", meaning="field of a sample that holds its text")
@@ -240,7 +240,7 @@ def material(config: Config) -> Material:
     else:
         source = samples.texts(config.data, config.text, make, config.validation, config.seed)
         tokens = float(len(source.train.tokens) + len(source.train))
-    found = model(vocab=source.tokenizer.vocab_size)
+    found = model(vocab=-(-source.tokenizer.vocab_size // 64) * 64)  # so that every layout divides it
     return Material(found, source, "text", tokens / (config.batch * (config.length + 1)))
 
 
@@ -302,7 +302,7 @@ def _train(config: Config, ctx: Context) -> None:
     flops = 6.0 * n + (6.0 if c.causal else 12.0) * c.layers * c.heads * c.C * (min(c.window, tokens) if c.window else tokens)
     peak = config.peak_tflops * 1e12 * layout.devices or measure_peak(precision.compute, layout.devices)
     ctx.log(
-        f"{count(trainer.specs):,} parameters on {layout} ({jax.process_count()} processes), {steps} steps, {peak / 1e12:.2f} Tflop/s"
+        f"{count(trainer.specs):,} parameters on {layout}, {jax.process_count()} process(es), {steps} steps, {peak:.3g} flop/s"
     )
 
     place = Place.of(config, ctx)
@@ -501,7 +501,6 @@ def _report_text(config: Config, ctx: Context, found: Material, fit: Any, state:
 
 def _report_classes(config: Config, ctx: Context, found: Material, fit: Any, state: Any) -> None:
     from gewu.train import baseline
-    from gewu.train.eval import auc
 
     rows = found.source
     logits, truth = predictions(fit.trainer, fit.stream, state.params, 10**9)
@@ -511,7 +510,7 @@ def _report_classes(config: Config, ctx: Context, found: Material, fit: Any, sta
     for name, said in (("", logits), ("baseline_", simple)):
         ctx.number(f"{name}accuracy", float((said.argmax(1) == truth).mean()), "1")
         if len(rows.classes) == 2:
-            ctx.number(f"{name}auc", float(auc(said[:, 1] - said[:, 0], truth == 1)), "1")
+            ctx.number(f"{name}auc", baseline.auc(said[:, 1] - said[:, 0], truth == 1), "1")
             ctx.save(f"{name}score", _softmax(said)[:, 1], ("held",), "1", long_name=f"probability of {rows.classes[1]}")
     table = np.zeros((len(rows.classes),) * 2, np.int64)
     np.add.at(table, (truth, logits.argmax(1)), 1)

@@ -192,7 +192,9 @@ class Fit:
                 self.progress = Progress.of(extra["progress"])
                 self.progress.rewinds, self.progress.skipped = rewinds, skipped
                 back = int(restored.step)
-                text = f"the loss of step {step} is not finite, first in {where}: back to step {back}, the samples between are left out"
+                text = (
+                    f"the loss of step {step} is not finite, first in {where}: back to step {back}, samples between are left out"
+                )
                 self.ctx.warn(text)
                 return restored, back
         hint = 'lower learning_rate, or clip; on_nan = "rewind" goes back to the last checkpoint and past these samples'

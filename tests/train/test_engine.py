@@ -1,0 +1,112 @@
+"""The engine train: each kind of data to a report, layouts that agree, losses that are no numbers, jobs that are refused."""
+
+import numpy as np
+import pytest
+
+from gewu.core.context import QuietContext
+from gewu.core.errors import ConvergenceError, InputError
+from gewu.train.engine import Config, run
+from gewu.train.fit import COLUMNS, MOST_POINTS, Curve, Progress
+
+TINY = {"width": 16, "layers": 2, "heads": 2, "layout": "dp=1", "peak_tflops": 1.0, "learning_rate": 1e-2}
+
+
+def trained(**keys):
+    config, ctx = Config(**(TINY | keys)), QuietContext()
+    config.check()
+    run(config, ctx)
+    return ctx
+
+
+def value(ctx, name):
+    return ctx.numbers[name][0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "texts"
+    path.mkdir()
+    for k in range(40):
+        (path / f"{k}.txt").write_text("abcdefgh" * 20 + "\n" + "01234567" * (k % 5 + 5))
+    return str(path)
+
+
+def text_job(folder, **keys):
+    return {"data": (folder,), "length": 32, "batch": 8, "steps": 60, "validation": 0.2, "evaluate_every": 30} | keys
+
+
+def test_a_model_of_text_learns_and_says_how_well(folder):
+    ctx = trained(**text_job(folder))
+    # 259 numbers of bytes, rounded up to 320; a new model knows nothing
+    assert ctx.arrays["loss"][0] == pytest.approx(np.log(320), rel=0.05)
+    assert value(ctx, "validation_loss") < 1.0
+    assert value(ctx, "bits_per_byte") == pytest.approx(value(ctx, "validation_loss") / np.log(2))
+    assert value(ctx, "baseline_bits_per_byte") > 0
+    assert value(ctx, "parameters") == 320 * 16 + 2 * (2 * 16 + 16 * 48 + 16 * 16 + 3 * 16 * 64) + 16
+    assert ctx.arrays["validation_step"].tolist() == [30, 60] and len(ctx.arrays["step"]) == 60
+
+
+def test_devices_agree_with_one(folder, eight):
+    one = trained(**text_job(folder, steps=6, validation=0.2))
+    many = trained(**text_job(folder, steps=6, validation=0.2, layout="dp=2 fsdp=2 tp=2 sp"))
+    # the same sums in another order, float32, six steps of a learning rate of 0.01
+    assert np.allclose(one.arrays["loss"], many.arrays["loss"], rtol=2e-5)
+    assert value(one, "validation_loss") == pytest.approx(value(many, "validation_loss"), rel=1e-4)
+
+
+def test_classes_are_told_from_a_table_and_a_picture(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 6))
+    kind = np.where(x[:, 0] * x[:, 1] > 0, "same", "other")  # no linear law tells them
+    path = tmp_path / "cases.csv"
+    lines = [",".join([*(f"{v:.5f}" for v in row), name]) for row, name in zip(x, kind, strict=True)]
+    path.write_text("a,b,c,d,e,f,kind\n" + "\n".join(lines) + "\n")
+    ctx = trained(
+        data=(str(path),), label="kind", columns=("a", "b"), picture=(2, 2, 1), picture_columns=("c", "d", "e", "f"),
+        validation=0.3, batch=32, epochs=30,
+    )  # fmt: skip
+    assert value(ctx, "baseline_accuracy") < 0.65 and value(ctx, "accuracy") > 0.85
+    assert ctx.arrays["confusion"].sum() == value(ctx, "held_out_samples") == len(ctx.arrays["truth"])
+    assert value(ctx, "auc") > value(ctx, "baseline_auc")
+
+
+def test_a_series_is_forecast_and_compared(tmp_path):
+    t = np.arange(1500) * 0.1
+    path = tmp_path / "wave.csv"
+    path.write_text("t,x\n" + "\n".join(f"{a},{np.sin(a) + 0.3 * np.sin(3.1 * a):.6f}" for a in t) + "\n")
+    ctx = trained(data=(str(path),), series=("x",), context=16, horizon=8, patch=4, validation=0.2, batch=32, steps=150)
+    assert value(ctx, "baseline_linear_relative_error") < 1e-3  # a sum of sines obeys a linear law
+    assert value(ctx, "relative_error") < 0.5 * value(ctx, "baseline_persistence_relative_error")
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_says_where(folder):
+    with pytest.raises(ConvergenceError, match=r"step \d+ is not finite, first in (layer \d|head|embedding|gradient)"):
+        trained(**text_job(folder, learning_rate=1e30, clip=0.0))
+
+
+def test_what_makes_no_sense_is_refused(folder, tmp_path):
+    for keys, match in (
+        ({}, "data"),
+        ({"task": "generate"}, "init"),
+        ({"task": "plan"}, "vocab"),
+        ({"data": (folder,), "tokenizer": "train:many"}, "tokenizer"),
+        ({"data": (folder,), "picture": (2, 2, 1), "picture_columns": ("a",)}, "picture"),
+    ):
+        with pytest.raises(InputError, match=match):
+            Config(**keys).check()
+    table = tmp_path / "t.csv"
+    table.write_text("a,kind\n1,x\n2,y\n")
+    with pytest.raises(InputError, match=r"diagnosis.*a, kind"):
+        trained(data=(str(table),), label="diagnosis")
+    with pytest.raises(InputError, match="no such word in a layout"):
+        trained(**text_job(folder, layout="ddp=2"))
+
+
+def test_a_long_curve_stays_short_and_keeps_its_means():
+    curve, n = Curve(), 2 * MOST_POINTS + 3
+    for step in range(n):
+        curve.add([float(step)] * len(COLUMNS))
+    assert len(curve.rows) < MOST_POINTS and curve.stride == 4
+    assert np.mean([row[0] for row in curve.rows]) == pytest.approx((n - len(curve.open) - 1) / 2)
+    progress = Progress(curve=curve, tokens=5.0, validation=[[1, 2.0]])
+    assert Progress.of(progress.state()) == progress
