@@ -1,10 +1,15 @@
 """The engine train: each kind of data to a report, layouts that agree, losses that are no numbers, jobs that are refused."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from gewu.core.context import QuietContext
 from gewu.core.errors import ConvergenceError, InputError
+from gewu.jobs.result import Result
 from gewu.train.engine import Config, run
 from gewu.train.fit import COLUMNS, MOST_POINTS, Curve, Progress
 
@@ -110,3 +115,29 @@ def test_a_long_curve_stays_short_and_keeps_its_means():
     assert np.mean([row[0] for row in curve.rows]) == pytest.approx((n - len(curve.open) - 1) / 2)
     progress = Progress(curve=curve, tokens=5.0, validation=[[1, 2.0]])
     assert Progress.of(progress.state()) == progress
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    from tests.unit.test_ranks import has_open_mpi
+
+    if not has_open_mpi():
+        pytest.skip("Open MPI's mpirun or mpi4py is absent")
+    rng = np.random.default_rng(1)
+    table = tmp_path / "t.csv"
+    table.write_text("a,b,kind\n" + "".join(f"{a:.4f},{b:.4f},{'xy'[a > b]}\n" for a, b in rng.normal(size=(200, 2))))
+    job = tmp_path / "job.toml"
+    job.write_text(
+        '[train]\ndata = ["t.csv"]\nlabel = "kind"\nvalidation = 0.3\nwidth = 16\nlayers = 2\nheads = 2\nbatch = 16\nsteps = 12\n'
+        "learning_rate = 1e-3\npeak_tflops = 1.0\n"
+    )
+    losses = []
+    start = ["mpirun", "-n", "2", "--oversubscribe", "--allow-run-as-root", "--timeout", "110"]
+    for name, before in (("one", []), ("two", start)):
+        command = [*before, sys.executable, "-m", "gewu", "run", str(job), "--out", str(tmp_path / f"{name}.result"), "--json"]
+        done = subprocess.run(
+            command, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        losses.append(np.array(Result.load(tmp_path / f"{name}.result").arrays["loss"]))
+    assert np.allclose(*losses, rtol=1e-5)  # sums of two halves in another order, float32, 12 small steps

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -276,10 +277,20 @@ def run(config: Config, ctx: Context) -> None:
         _supervise(config, ctx)
     else:
         if ctx.ranks.size > 1:
-            from gewu.train.elastic import join
-
             join(ctx.ranks)
         {"train": _train, "generate": _use, "evaluate": _use}[config.task](config, ctx)
+
+
+def join(ranks: Any) -> None:
+    """Make the ranks of an MPI run the processes of one JAX program; the root's host coordinates them."""
+    import jax
+
+    hosts = ranks.allgather(socket.gethostname())
+    with socket.socket() as free:
+        free.bind(("", 0))
+        address = ranks.bcast(f"{'127.0.0.1' if len({*hosts}) == 1 else hosts[0]}:{free.getsockname()[1]}")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(address, ranks.size, ranks.rank, initialization_timeout=120)
 
 
 def _train(config: Config, ctx: Context) -> None:

@@ -211,7 +211,7 @@ class Fit:
 def measure_peak(dtype: Any, devices: int, seconds: float = 0.3) -> float:
     """Return the flop/s of a product of two 2048 × 2048 matrices here, the best of those done in some time, times devices.
 
-    Virtual devices of one processor share it: they count once.
+    Virtual devices of one process share its processor: there a process counts once.
     """
     import jax
     import jax.numpy as jnp
@@ -225,4 +225,4 @@ def measure_peak(dtype: Any, devices: int, seconds: float = 0.3) -> float:
         begin = time.perf_counter()
         product(a, a).block_until_ready()
         best = min(best, time.perf_counter() - begin)
-    return 2.0 * n**3 / best * (1 if jax.default_backend() == "cpu" else devices)
+    return 2.0 * n**3 / best * (jax.process_count() if jax.default_backend() == "cpu" else devices)
