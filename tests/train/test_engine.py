@@ -125,7 +125,7 @@ def test_two_processes_train_as_one(tmp_path):
         pytest.skip("Open MPI's mpirun or mpi4py is absent")
     rng = np.random.default_rng(1)
     table = tmp_path / "t.csv"
-    table.write_text("a,b,kind\n" + "".join(f"{a:.4f},{b:.4f},{'xy'[a > b]}\n" for a, b in rng.normal(size=(200, 2))))
+    table.write_text("a,b,kind\n" + "".join(f"{a:.4f},{b:.4f},{'xy'[int(a > b)]}\n" for a, b in rng.normal(size=(200, 2))))
     job = tmp_path / "job.toml"
     job.write_text(
         '[train]\ndata = ["t.csv"]\nlabel = "kind"\nvalidation = 0.3\nwidth = 16\nlayers = 2\nheads = 2\nbatch = 16\nsteps = 12\n'
