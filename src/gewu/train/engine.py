@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -392,6 +393,12 @@ class Place:
         weights = Path(config.checkpoints) if config.checkpoints else result.with_suffix(".checkpoints") if result else None
         return cls(result, weights, run)
 
+    def clear(self, ctx: Context) -> None:
+        """Remove the weights' checkpoints of an earlier run."""
+        if ctx.ranks.is_root and self.weights is not None:
+            shutil.rmtree(self.weights, ignore_errors=True)
+        ctx.ranks.barrier()
+
 
 def _checkpoints(config: Config, ctx: Context, place: Place, trainer: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Return the checkpoints, the state to begin from, and what was kept beside it."""
@@ -408,6 +415,8 @@ def _checkpoints(config: Config, ctx: Context, place: Place, trainer: Any) -> tu
             if config.checkpoints:
                 hint = "name another folder, or remove this one"
                 raise InputError("holds the checkpoints of another run", file=place.weights, key="checkpoints", hint=hint)
+            place.clear(ctx)
+            store = Checkpoints(place.weights, keep=config.keep)
     return store, trainer.init(config.seed), {}
 
 

@@ -142,7 +142,7 @@ class Fit:
                 self.progress.validation.append([step, self.validate(state.params)])
                 clock = time.perf_counter()
             stop = self.ctx.stop_requested and step < self.steps
-            if self.checkpoints and (stop or (self.save_every and step % self.save_every == 0)):
+            if self.checkpoints and (stop or (self.save_every and (step % self.save_every == 0 or step == self.steps))):
                 extra = {"run": self.run, "data": cursor, "progress": self.progress.state()}
                 self.checkpoints.save(state, extra, step)
                 for text in self._messages():
