@@ -127,6 +127,7 @@ class Texts:
         train, held: documents for training and validation; samples have `tokens`.
         tokenizer: Bytes, or a tokenizer of `gewu.formats.tokenizer`.
         bytes_per_token: of the held-out part, to turn nats a token into bits a byte.
+        tokens: of the training part, for a store about.
         refused: what was not taken, by reason.
         transform: of the loader, where tokens are made while training.
     """
@@ -135,6 +136,7 @@ class Texts:
     held: Any
     tokenizer: Any
     bytes_per_token: float
+    tokens: float
     refused: Counter[str] = field(default_factory=Counter)
     transform: Any = None
 
@@ -168,7 +170,7 @@ def texts(paths: Sequence[str], name: str, tokenizer: Callable[[list[str]], Any]
         raise InputError(what, file=paths[0], value=f"{len(sides[0])} and {len(sides[1])} documents, {refused.total()} refused")
     made = tokenizer(sides[0])
     parts = [Corpus(made.encode_many(side)) for side in sides]
-    return Texts(*parts, made, _bytes(sides[1]) / max(1, len(parts[1].tokens)), refused)
+    return Texts(*parts, made, _bytes(sides[1]) / max(1, len(parts[1].tokens)), len(parts[0].tokens) + len(parts[0]), refused)
 
 
 def _bytes(texts: Sequence[str]) -> int:
@@ -218,7 +220,8 @@ def store_texts(
         made = tokenizer([])
         shown = [each["tokens"] for each in some(held, 200)]
         ratio = _bytes([made.decode(tokens) for tokens in shown]) / max(1, sum(map(len, shown)))
-    return Texts(train, held, made, ratio, transform=None if "tokens" in store.schema.names else Encode(name, made))
+    tokens = catalogue.snapshot().raw_bytes / ratio * len(train) / len(store)
+    return Texts(train, held, made, ratio, tokens, transform=None if "tokens" in store.schema.names else Encode(name, made))
 
 
 class TextStream:
