@@ -1,17 +1,25 @@
 """The engine train: each kind of data to a report, layouts that agree, losses that are no numbers, jobs that are refused."""
 
+import json
 import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gewu.core.context import QuietContext
-from gewu.core.errors import ConvergenceError, InputError
+from gewu.core.errors import ConvergenceError, InputError, StoreError
 from gewu.jobs.result import Result
+from gewu.train.config import Input, ModelConfig
 from gewu.train.engine import Config, run
-from gewu.train.fit import COLUMNS, MOST_POINTS, Curve, Progress
+from gewu.train.fit import COLUMNS, MOST_POINTS, Curve, Fit, Progress
+from gewu.train.mesh import Layout
+from gewu.train.optim import Optimiser
+from gewu.train.precision import Precision
+from gewu.train.step import Trainer
 
 TINY = {"width": 16, "layers": 2, "heads": 2, "layout": "dp=1", "peak_tflops": 1.0, "learning_rate": 1e-2}
 
@@ -141,3 +149,86 @@ def test_two_processes_train_as_one(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         losses.append(np.array(Result.load(tmp_path / f"{name}.result").arrays["loss"]))
     assert np.allclose(*losses, rtol=1e-5)  # sums of two halves in another order, float32, 12 small steps
+
+
+def make_store(tmp_path):
+    from gewu.data.engine import Config as DataConfig
+    from gewu.data.engine import run as ingest
+
+    lines = tmp_path / "some.jsonl"
+    lines.write_text("".join(json.dumps({"text": f"number {k} " * 20}) + "\n" for k in range(120)))
+    store = tmp_path / "some.store"
+    ingest(DataConfig(source=(str(lines),), store=str(store), validation=0.2, workers=1), QuietContext())
+    return store
+
+
+def test_damaged_samples_of_a_store_stop_the_run_or_are_counted(tmp_path):
+    store = make_store(tmp_path)
+    (shard,) = (store / "shards").glob("*.gws")
+    data = bytearray(shard.read_bytes())
+    at = data.index(b"number 50 ")
+    data[at] ^= 1
+    shard.write_bytes(data)
+    job = text_job(str(store), validation=0.2, steps=12)
+    with pytest.raises(StoreError, match="sample"):
+        trained(**job)
+    ctx = trained(**job, on_damage="skip")
+    assert value(ctx, "damaged_samples") == 1
+    assert any("1 damaged" in text for text in ctx.warnings)
+
+
+class Memory:
+    """Checkpoints in memory."""
+
+    def __init__(self):
+        self.kept = []
+
+    def save(self, state, extra, step):
+        self.kept.append((jax.tree.map(np.array, state), json.dumps(extra), step))
+
+    def latest(self):
+        return self.kept[-1][2] if self.kept else None
+
+    def load(self, abstract):
+        state, extra, _ = self.kept[-1]
+        return jax.tree.map(jnp.asarray, state), json.loads(extra)
+
+    def wait(self):
+        pass
+
+
+class Numbered:
+    """Batches of a series; the one of a number is no number."""
+
+    def __init__(self, bad):
+        self.number, self.bad, self.seen = 0, bad, []
+
+    def __next__(self):
+        rng = np.random.default_rng(self.number)
+        x = rng.normal(size=(4, 8, 1)).astype(np.float32)
+        value = np.full((4, 1), np.inf, np.float32) if self.number == self.bad else x[:, -1]
+        self.seen.append(self.number)
+        self.number += 1
+        return {"x": x, "value": value}
+
+    def state(self):
+        return {"number": self.number}
+
+
+@pytest.mark.parametrize("policy", ["stop", "rewind"])
+def test_a_loss_that_is_no_number_can_be_left_behind(policy):
+    model = ModelConfig(width=16, layers=1, heads=2, length=4, inputs=(Input("x", "series", (8, 1), 2),), targets=1, causal=False)
+    trainer = Trainer(model, Layout(), Optimiser(learning_rate=1e-2), Precision.of("fp32"))
+    stream, store, ctx = Numbered(bad=7), Memory(), QuietContext()
+    fit = Fit(trainer, stream, 12, ctx, checkpoints=store, save_every=5, on_nan=policy, rows=4)
+    if policy == "stop":
+        with pytest.raises(ConvergenceError, match="step 8 is not finite"):
+            fit.go(trainer.init(1))
+        return
+    state, stopped = fit.go(trainer.init(1))
+    assert int(state.step) == 12 and not stopped
+    # steps 1 to 5, checkpoint; 6, 7, the bad one; back to 5, and on with the batches behind it
+    assert stream.seen == list(range(15)) and fit.progress.rewinds == 1 and fit.progress.skipped == 1
+    assert [row[0] for row in fit.progress.curve.rows] == list(range(1, 13))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    assert "back to step 5" in ctx.warnings[0]
