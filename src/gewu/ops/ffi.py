@@ -271,6 +271,40 @@ class _Jax:
         return function
 
 
+def raw_target(name: str, work: Callable[[list[Any], list[Any]], None]) -> str:
+    """Register a function of buffers under a name of its own, and return that name for `jax.ffi.ffi_call`.
+
+    Args:
+        name: a word that says what it does.
+        work: called with the arguments and the results, each a list of (address, dimensions).
+    """
+    import jax
+
+    def handle(pointer: Any) -> int | None:
+        frame = pointer.contents
+        try:
+            if frame.extension and frame.extension.contents.type == _METADATA:
+                _answer(frame)
+            elif frame.stage == _EXECUTE:
+                work(_buffers(frame.args), _buffers(frame.rets))
+        except Exception as error:  # an exception must not leave a C function: XLA raises it with this text
+            return _failure(frame, f"{name}: {error}")
+        return None
+
+    full, handler = f"gewu_{name}_{next(_counter)}", _HANDLER(handle)
+    _kept.append(handler)
+    jax.ffi.register_ffi_target(full, jax.ffi.pycapsule(ctypes.cast(handler, c_void_p).value), platform="cpu")
+    return full
+
+
+def _buffers(given: Any) -> list[tuple[int, tuple[int, ...]]]:
+    found = []
+    for number in range(given.size):
+        buffer = given.buffers[number].contents
+        found.append((buffer.data or 0, tuple(buffer.dims[: buffer.rank])))
+    return found
+
+
 def _answer(frame: Any) -> None:
     """Tell XLA which version of the interface this handler was written for."""
     extension = ctypes.cast(frame.extension, POINTER(_MetadataExtension)).contents

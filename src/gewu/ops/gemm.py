@@ -54,7 +54,7 @@ def shape(kind: str) -> Shape:
     return Shape(kind, 6 if bits == 256 else 14, 2 * lanes, lanes)
 
 
-class _Writer:
+class Writer:
     """Loops and arithmetic of one function."""
 
     def __init__(self, module: Module, block: Shape) -> None:
@@ -64,24 +64,31 @@ class _Writer:
         self.emit = self.lower.emit
 
     def line(self, text: str) -> None:
+        """Append an instruction without a result."""
         self.lower.lines.append(f"  {text}")
 
     def mul(self, a: str, b: object) -> str:
+        """Return the name of a product of integers."""
         return self.emit(f"mul nsw i64 {a}, {b}")
 
     def add(self, a: str, b: object) -> str:
+        """Return the name of a sum of integers."""
         return self.emit(f"add nsw i64 {a}, {b}")
 
     def sub(self, a: str, b: object) -> str:
+        """Return the name of a difference of integers."""
         return self.emit(f"sub nsw i64 {a}, {b}")
 
     def least(self, a: str, b: object) -> str:
+        """Return the name of the smaller of two integers."""
         return self.lower.call("i64", "llvm.smin.i64", ("i64", a), ("i64", str(b)))
 
     def at(self, pointer: str, index: str) -> str:
+        """Return the address of an element."""
         return self.emit(f"getelementptr {self.block.t}, ptr {pointer}, i64 {index}")
 
     def loop(self, lo: str, hi: str, step: int, body: Callable[[str], None]) -> None:
+        """Write a counting loop around what `body` writes for its counter."""
         n = next(self.names)
         self.entry.append(f"  %c{n} = alloca i64")
         self.lower.lines += [f"  store i64 {lo}, ptr %c{n}", f"  br label %h{n}", f"h{n}:", f"  %i{n} = load i64, ptr %c{n}"]
@@ -91,6 +98,7 @@ class _Writer:
         self.lower.lines += [f"  br label %h{n}", f"e{n}:"]
 
     def branch(self, test: str, yes: Callable[[], None], no: Callable[[], None]) -> None:
+        """Write both sides of a test."""
         n = next(self.names)
         self.line(f"br i1 {test}, label %y{n}, label %n{n}")
         self.lower.lines.append(f"y{n}:")
@@ -102,6 +110,7 @@ class _Writer:
         self.lower.lines.append(f"z{n}:")
 
     def function(self, head: str) -> str:
+        """Return the text of the function with what was written."""
         begin = [f"{head} #0 {{", "entry:", *self.entry, "  br label %start", "start:"]
         return "\n".join([*begin, *self.lower.lines, "  ret void", "}"])
 
@@ -116,7 +125,7 @@ def text(kind: str) -> str:
 
 def _pack(module: Module, block: Shape, width: int) -> str:
     """Copy a panel: to[k width + i] = from[i si + k sk] for i < n, else 0."""
-    w = _Writer(module, block)
+    w = Writer(module, block)
     whole = w.emit(f"icmp eq i64 %n, {width}")
     along = w.emit(f"and i1 {whole}, {w.emit('icmp eq i64 %sk, 1')}")
     across = w.emit(f"and i1 {whole}, {w.emit('icmp eq i64 %si, 1')}")
@@ -145,7 +154,7 @@ def _pack(module: Module, block: Shape, width: int) -> str:
 
         def square(k: str) -> None:
             for first in range(0, width, block.lanes):
-                _turn(w, block, k, first, min(block.lanes, width - first), width)
+                turn_square(w, block, k, first, min(block.lanes, width - first), width)
 
         w.loop("0", done, block.lanes, square)
         plain(done)
@@ -155,13 +164,16 @@ def _pack(module: Module, block: Shape, width: int) -> str:
     return w.function(f"define internal void @pack{width}({head}) noinline")
 
 
-def _turn(w: _Writer, block: Shape, k: str, first: int, count: int, width: int) -> None:
-    """Transpose `count` rows of one vector each in registers and store them as columns."""
+def turn_square(
+    w: Writer, block: Shape, k: str, first: int, count: int, width: int, load: Callable[[int, str], str] | None = None
+) -> None:
+    """Transpose `count` rows of one vector each in registers and store them as columns; `load` gives the vector of a row at k."""
     n, vector, align = block.lanes, block.vector, 4 if block.t == "float" else 8
-    rows = []
-    for i in range(n):
-        place = w.add(w.mul("%si", first + min(i, count - 1)), k)
-        rows.append(w.emit(f"load {vector}, ptr {w.at('%from', place)}, align {align}") if i < count else "zeroinitializer")
+
+    def plain(row: int, k: str) -> str:
+        return w.emit(f"load {vector}, ptr {w.at('%from', w.add(w.mul('%si', row), k))}, align {align}")
+
+    rows = [(load or plain)(first + i, k) if i < count else "zeroinitializer" for i in range(n)]
     distance = n // 2
     while distance:
         for i in range(n):
@@ -180,14 +192,14 @@ def _turn(w: _Writer, block: Shape, k: str, first: int, count: int, width: int) 
         w.line(f"store {part} {value}, ptr {target}, align {align}")
 
 
-def _shuffle(w: _Writer, vector: str, a: str, b: str, mask: list[int]) -> str:
+def _shuffle(w: Writer, vector: str, a: str, b: str, mask: list[int]) -> str:
     picks = ", ".join(f"i32 {m}" for m in mask)
     return w.emit(f"shufflevector {vector} {a}, {vector} {b}, <{len(mask)} x i32> <{picks}>")
 
 
 def _kernel(module: Module, block: Shape) -> str:
     """One block of C in registers: overwritten, or added to when `more` is set."""
-    w, n, align = _Writer(module, block), block.lanes, 4 if block.t == "float" else 8
+    w, n, align = Writer(module, block), block.lanes, 4 if block.t == "float" else 8
     vectors = block.columns // n
     fma = f"llvm.fma.v{n}{block.kind}"
     cells = [(i, j) for i in range(block.rows) for j in range(vectors)]
@@ -224,7 +236,7 @@ def _kernel(module: Module, block: Shape) -> str:
 
 def _edge(module: Module, block: Shape) -> str:
     """A ragged block of C: computed whole beside it, then its n by m elements are copied."""
-    w = _Writer(module, block)
+    w = Writer(module, block)
     w.entry.append(f"  %tile = alloca [{block.rows * block.columns} x {block.t}], align 64")
     w.line(f"call void @kernel(ptr %a, ptr %b, ptr %tile, i64 {block.columns}, i64 %depth, i1 false)")
 
@@ -242,7 +254,7 @@ def _edge(module: Module, block: Shape) -> str:
 
 def _pack_rows(module: Module, block: Shape) -> str:
     """Pack panels lo <= p < hi of A: by blocks of DEPTH along k, then by panel."""
-    w, r = _Writer(module, block), block.rows
+    w, r = Writer(module, block), block.rows
     panels = w.emit(f"sdiv i64 {w.add('%rows', r - 1)}, {r}")
 
     def panel(p: str) -> None:
@@ -263,7 +275,7 @@ def _pack_rows(module: Module, block: Shape) -> str:
 
 def _multiply(module: Module, block: Shape) -> str:
     """Multiply panels ilo <= i < ihi of packed A with panels jlo <= j < jhi of B."""
-    w, r, c = _Writer(module, block), block.rows, block.columns
+    w, r, c = Writer(module, block), block.rows, block.columns
     panels = w.emit(f"sdiv i64 {w.add('%rows', r - 1)}, {r}")
 
     def columns(j0: str) -> None:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from gewu.ops import product as products
 from gewu.train.config import ModelConfig
 from gewu.train.mesh import Layout, copy_to, gather, reduce_from, scatter
 from gewu.train.spec import tree_map
@@ -56,9 +57,13 @@ def dense(x: Any, w: Any, p: Any, dims: int = 1) -> Any:
     return product(flat, w.reshape(math.prod(inside), math.prod(outside)).astype(p.compute)).reshape(*rows, *outside)
 
 
-def product(a: Any, b: Any) -> Any:
-    """Return the matrix product, summed in float32, in the type of the operands."""
-    return lax.dot_general(a, b, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32).astype(a.dtype)
+def product(a: Any, b: Any, *, ta: bool = False, tb: bool = False, out: Any = None) -> Any:
+    """Return the product of two matrices (transposed first with ta, tb), summed in float32, as `out` or in the type of a."""
+    out = a.dtype if out is None else out
+    if a.dtype == jnp.bfloat16 and products.usable():
+        return products.product(a, b, ta=ta, tb=tb, out=out)
+    dims = (((0 if ta else 1,), (1 if tb else 0,)), ((), ()))
+    return lax.dot_general(a, b, dims, preferred_element_type=jnp.float32).astype(out)
 
 
 def norm(x: Any, w: Weights, name: str, c: ModelConfig) -> Any:

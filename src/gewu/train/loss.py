@@ -48,7 +48,7 @@ def _rows(n: int, vocabulary: int) -> int:
 
 def _block(h: Any, w: Any, y: Any, at: Layout) -> tuple[Any, Any, Any, Any]:
     """Return the loss of each row, and exp(logits - top), its sum and the local numbers of the targets."""
-    logits = lax.dot_general(h, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    logits = product(h, w, tb=True, out=jnp.float32)
     label = y - index(at, "tp") * w.shape[0]
     mine = (label >= 0) & (label < w.shape[0])
     top = largest(logits.max(-1), at, "tp")
@@ -84,7 +84,7 @@ def _forward(h: Any, w: Any, y: Any, count: Any, at: Layout) -> Any:
         loss, e, s, label = _block(rows, w, targets, at)
         weight = jnp.where(targets >= 0, 1.0 / count, 0.0)[:, None]
         g = (e * (weight / s[:, None]) - jnp.where(columns == label[:, None], weight, 0.0)).astype(h.dtype)
-        dw = dw + lax.dot_general(g, rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        dw = dw + product(g, rows, ta=True, out=jnp.float32)
         return (sum_ + jnp.where(targets >= 0, loss, 0.0).sum(), dw), product(g, w)
 
     (sum_, dw), dh = lax.scan(body, (jnp.float32(0), jnp.zeros(w.shape, jnp.float32)), _parts(h, y, w))

@@ -1,0 +1,172 @@
+"""Products of bfloat16 matrices for JAX on CPUs, whose own are slower than those of float32.
+
+    product(a, b)                      a b, summed in float32, as bfloat16
+    product(a, b, ta=True)             a^T b: nothing is transposed in memory, packing walks either way
+    product(a, b, out=jnp.float32)     not rounded
+
+The derivative is products again. Works under `jit`, `grad`, `scan` and `shard_map`; `vmap` goes one by one. The result does not
+depend on the number of threads. `usable()` says whether this process computes on CPUs; `plain()` switches to XLA's own products
+for a while (for programs that are made here and run elsewhere).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+
+from gewu.ops import llvm, product_kernel
+from gewu.ops.cache import Cache, cache_folder
+from gewu.ops.ffi import raw_target
+from gewu.ops.gemm import shape
+from gewu.ops.pool import THREADS, run_ranges, scratch
+
+_SMALL: Final = 1 << 22
+"""Multiplications below which one thread does it."""
+_making = threading.Lock()
+_off: list[bool] = []
+
+
+def usable() -> bool:
+    """Return whether products go through here: on CPUs, and not within `plain()`."""
+    return not _off and jax.default_backend() == "cpu"
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Let XLA do the products of what is traced inside."""
+    _off.append(True)
+    try:
+        yield
+    finally:
+        _off.pop()
+
+
+def product(a: Any, b: Any, *, ta: bool = False, tb: bool = False, out: Any = jnp.bfloat16) -> Any:
+    """Return the product of two matrices.
+
+    Args:
+        a: bfloat16 (m, k), or (k, m) with `ta`.
+        b: bfloat16 (k, n), or (n, k) with `tb`.
+        out: bfloat16 or float32.
+
+    Returns:
+        (m, n); sums are float32.
+    """
+    return _product(a, b, ta, tb, jnp.dtype(out).name)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _product(a: Any, b: Any, ta: bool, tb: bool, out: str) -> Any:
+    m, k = a.shape[::-1] if ta else a.shape
+    n = b.shape[0] if tb else b.shape[1]
+    if m * n * k == 0:
+        return jnp.zeros((m, n), out)
+    rounded = out == "bfloat16" and k <= _longest()
+    like = jax.ShapeDtypeStruct((m, n), jnp.bfloat16 if rounded else jnp.float32)
+    call = jax.ffi.ffi_call(_target(ta, tb, rounded, product_kernel.has_pairs()), like, vmap_method="sequential")
+    return call(a, b).astype(out)
+
+
+def _forward(a: Any, b: Any, ta: bool, tb: bool, out: str) -> Any:
+    return _product(a, b, ta, tb, out), (a, b)
+
+
+def _backward(ta: bool, tb: bool, out: str, operands: Any, g: Any) -> Any:
+    a, b = operands
+    g = g.astype(jnp.bfloat16)
+    da = _product(b, g, tb, True, "bfloat16") if ta else _product(g, b, False, not tb, "bfloat16")
+    db = _product(g, a, True, ta, "bfloat16") if tb else _product(a, g, not ta, False, "bfloat16")
+    return da, db
+
+
+_product.defvjp(_forward, _backward)
+
+
+def _longest() -> int:
+    """Return the longest sum that leaves the registers rounded."""
+    return product_kernel.DEPTH * (2 if product_kernel.has_pairs() else 1)
+
+
+@cache
+def _target(ta: bool, tb: bool, rounded: bool, pairs: bool) -> str:
+    """Return XLA's name of a product of this form."""
+
+    def work(arguments: list[Any], results: list[Any]) -> None:
+        (a, da), (b, db), (c, (m, n)) = *arguments, *results
+        k = da[0] if ta else da[1]
+        sa = (1, da[1]) if ta else (da[1], 1)
+        sb = (1, db[1]) if tb else (db[1], 1)
+        multiply(a, sa, b, sb, c, (m, n, k), rounded=rounded, pairs=pairs)
+
+    return raw_target("product", work)
+
+
+def multiply(
+    a: int,
+    sa: tuple[int, int],
+    b: int,
+    sb: tuple[int, int],
+    c: int,
+    sizes: tuple[int, int, int],
+    *,
+    rounded: bool,
+    pairs: bool,
+    threads: int = THREADS,
+) -> None:
+    """Compute C = A B on memory.
+
+    Args:
+        a, b, c: addresses of bfloat16 A (m, k), B (k, n), and of C (m, n), float32 or, `rounded`, bfloat16 (k at most
+            DEPTH words).
+        sa, sb: strides along the two axes, in numbers; C is contiguous.
+        sizes: m, n, k.
+        pairs: by instructions of AVX-512 BF16.
+        threads: at most so many.
+    """
+    m, n, k = sizes
+    pack, run = _functions(pairs)
+    block = shape("f32")
+    step = 2 if pairs else 1
+    panels, strips = -(-m // block.rows), -(-n // block.columns)
+    threads = 1 if m * n * k < _SMALL else threads
+    # words of a row: whole blocks of DEPTH, each rounded up to whole pairs
+    held = scratch("product", panels * block.rows * (-(-k // step) + 1) * 4)
+    run_ranges(lambda lo, hi: pack(a, held.address, *sa, m, k, lo, hi), _cut(panels, threads), threads)
+    bytes_ = product_kernel.COLUMN_BLOCK * block.columns * product_kernel.DEPTH * 4
+
+    def part(i0: int, i1: int, j0: int, j1: int) -> None:
+        work = scratch("product-work", bytes_)
+        run(held.address, b, c, work.address, *sb, n, m, n, k, int(rounded), i0, i1, j0, j1)
+
+    if threads == 1:
+        part(0, panels, 0, strips)
+    elif strips >= panels or strips >= 4 * threads:
+        run_ranges(lambda lo, hi: part(0, panels, lo, hi), _cut(strips, 4 * threads), threads)
+    else:
+        run_ranges(lambda lo, hi: part(lo, hi, 0, strips), _cut(panels, 2 * threads), threads)
+
+
+def _cut(count: int, pieces: int) -> list[tuple[int, int]]:
+    length = -(-count // pieces)
+    return [(lo, min(lo + length, count)) for lo in range(0, count, length)]
+
+
+def _functions(pairs: bool) -> tuple[Any, Any]:
+    with _making:
+        return _made(pairs)[:2]
+
+
+@cache
+def _made(pairs: bool) -> tuple[Any, Any, Any]:
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    library = llvm.jit(product_kernel.text(pairs), cache=Cache(cache_folder()).objects)
+    pack = ctypes.CFUNCTYPE(None, *[pointer] * 2, *[integer] * 6)(library.address("pack_rows"))
+    run = ctypes.CFUNCTYPE(None, *[pointer] * 4, *[integer] * 11)(library.address("multiply"))
+    return pack, run, library
