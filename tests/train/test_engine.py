@@ -12,7 +12,9 @@ import pytest
 
 from gewu.core.context import QuietContext
 from gewu.core.errors import ConvergenceError, InputError, StoreError
+from gewu.jobs.job import Job
 from gewu.jobs.result import Result
+from gewu.jobs.run import run_job
 from gewu.train.config import Input, ModelConfig
 from gewu.train.engine import Config, run
 from gewu.train.fit import COLUMNS, MOST_POINTS, Curve, Fit, Progress
@@ -21,7 +23,7 @@ from gewu.train.optim import Optimiser
 from gewu.train.precision import Precision
 from gewu.train.step import Trainer
 
-TINY = {"width": 16, "layers": 2, "heads": 2, "layout": "dp=1", "peak_tflops": 1.0, "learning_rate": 1e-2}
+TINY = {"width": 16, "layers": 1, "heads": 2, "layout": "dp=1", "peak_tflops": 1.0, "learning_rate": 1e-2}
 
 
 def trained(**keys):
@@ -55,13 +57,13 @@ def test_a_model_of_text_learns_and_says_how_well(folder):
     assert value(ctx, "validation_loss") < 1.0
     assert value(ctx, "bits_per_byte") == pytest.approx(value(ctx, "validation_loss") / np.log(2))
     assert value(ctx, "baseline_bits_per_byte") > 0
-    assert value(ctx, "parameters") == 320 * 16 + 2 * (2 * 16 + 16 * 48 + 16 * 16 + 3 * 16 * 64) + 16
+    assert value(ctx, "parameters") == 320 * 16 + (2 * 16 + 16 * 48 + 16 * 16 + 3 * 16 * 64) + 16
     assert ctx.arrays["validation_step"].tolist() == [30, 60] and len(ctx.arrays["step"]) == 60
 
 
 def test_devices_agree_with_one(folder, eight):
-    one = trained(**text_job(folder, steps=6, validation=0.2))
-    many = trained(**text_job(folder, steps=6, validation=0.2, layout="dp=2 fsdp=2 tp=2 sp"))
+    one = trained(**text_job(folder, steps=6))
+    many = trained(**text_job(folder, steps=6, layout="dp=2 fsdp=2 tp=2 sp"))
     # the same sums in another order, float32, six steps of a learning rate of 0.01
     assert np.allclose(one.arrays["loss"], many.arrays["loss"], rtol=2e-5)
     assert value(one, "validation_loss") == pytest.approx(value(many, "validation_loss"), rel=1e-4)
@@ -169,7 +171,7 @@ def test_damaged_samples_of_a_store_stop_the_run_or_are_counted(tmp_path):
     at = data.index(b"number 50 ")
     data[at] ^= 1
     shard.write_bytes(data)
-    job = text_job(str(store), validation=0.2, steps=12)
+    job = text_job(str(store), validation=0.0, steps=12)
     with pytest.raises(StoreError, match="sample"):
         trained(**job)
     ctx = trained(**job, on_damage="skip")
@@ -215,16 +217,13 @@ class Numbered:
         return {"number": self.number}
 
 
-@pytest.mark.parametrize("policy", ["stop", "rewind"])
-def test_a_loss_that_is_no_number_can_be_left_behind(policy):
+def test_a_loss_that_is_no_number_can_be_left_behind():
     model = ModelConfig(width=16, layers=1, heads=2, length=4, inputs=(Input("x", "series", (8, 1), 2),), targets=1, causal=False)
     trainer = Trainer(model, Layout(), Optimiser(learning_rate=1e-2), Precision.of("fp32"))
-    stream, store, ctx = Numbered(bad=7), Memory(), QuietContext()
-    fit = Fit(trainer, stream, 12, ctx, checkpoints=store, save_every=5, on_nan=policy, rows=4)
-    if policy == "stop":
-        with pytest.raises(ConvergenceError, match="step 8 is not finite"):
-            fit.go(trainer.init(1))
-        return
+    with pytest.raises(ConvergenceError, match="step 8 is not finite"):
+        Fit(trainer, Numbered(bad=7), 12, QuietContext(), checkpoints=Memory(), save_every=5, rows=4).go(trainer.init(1))
+    stream, ctx = Numbered(bad=7), QuietContext()
+    fit = Fit(trainer, stream, 12, ctx, checkpoints=Memory(), save_every=5, on_nan="rewind", rows=4)
     state, stopped = fit.go(trainer.init(1))
     assert int(state.step) == 12 and not stopped
     # steps 1 to 5, checkpoint; 6, 7, the bad one; back to 5, and on with the batches behind it
@@ -232,3 +231,18 @@ def test_a_loss_that_is_no_number_can_be_left_behind(policy):
     assert [row[0] for row in fit.progress.curve.rows] == list(range(1, 13))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
     assert "back to step 5" in ctx.warnings[0]
+
+
+def test_a_result_is_a_model_that_can_be_evaluated_and_trained_on(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    keys = text_job(folder, steps=30) | {key: TINY[key] for key in ("width", "heads", "layout", "peak_tflops", "learning_rate")}
+    table = {"train": keys | {"data": list(keys["data"]), "layers": 1, "checkpoint_every": 0}}
+    outcome = run_job(Job.from_table(table, name="small"), out="small.result")
+    assert outcome.exit_code == 0, outcome.reason
+    result = Result.load(outcome.path)
+    assert {"config.json", "model.safetensors", "model.json"} <= set(result.manifest["files"])
+    held = result.numbers["validation_loss"].value
+    again = trained(**(keys | {"task": "evaluate", "init": str(outcome.path)}))
+    assert value(again, "validation_loss") == pytest.approx(held, rel=1e-5)
+    more = trained(**(keys | {"init": str(outcome.path), "steps": 3, "learning_rate": 1e-6}))
+    assert more.arrays["loss"][0] < 1.5 * held + 0.5

@@ -132,7 +132,7 @@ class Config:
     hang_timeout_s: float = schema.field(
         300.0, unit="s", exclusive_minimum=0.0, meaning="silence after which a process counts as hung"
     )
-    checkpoint_every: int = schema.field(100, minimum=0, meaning="steps between checkpoints of the weights; 0: only when stopped")
+    checkpoint_every: int = schema.field(100, minimum=0, meaning="steps between checkpoints of the weights; 0 for none")
     checkpoints: str = schema.field("", meaning="folder of the weights' checkpoints; none given: beside the result")
     keep: int = schema.field(2, minimum=1, meaning="checkpoints that are kept", expert=True)
     peak_tflops: float = schema.field(0.0, unit="Tflop/s", minimum=0.0, meaning="of a device, for MFU; 0: measured", expert=True)
@@ -240,7 +240,15 @@ def material(config: Config) -> Material:
         source = samples.store_texts(first, config.text, make, config.validation, config.seed, config.on_damage)
     else:
         source = samples.texts(config.data, config.text, make, config.validation, config.seed)
-    found = model(vocab=-(-source.tokenizer.vocab_size // 64) * 64)  # so that every layout divides it
+    size = source.tokenizer.vocab_size
+    if given := pretrained(config):
+        found = given.config.with_(length=max(given.config.length, config.length))
+        if size > found.vocab:
+            raise InputError(
+                "the tokenizer has more tokens than the model", key="tokenizer", value=size, allowed=f"{found.vocab}"
+            )
+    else:
+        found = model(vocab=-(-size // 64) * 64)  # so that every layout divides it
     return Material(found, source, "text", source.tokens / (config.batch * (config.length + 1)))
 
 
@@ -332,7 +340,8 @@ def _train(config: Config, ctx: Context) -> None:
         if not stopped:
             report(config, ctx, found, fit, state)
             with ctx.phase("writing the model"):
-                _continuations(config, ctx, found, trainer, state.params)
+                if found.kind == "text":
+                    _continuations(config, ctx, found.source.tokenizer, trainer, state.params)
                 _write_model(ctx, found, trainer, state, place)
     finally:
         stream.close()
@@ -405,7 +414,7 @@ class Place:
 def _checkpoints(config: Config, ctx: Context, place: Place, trainer: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Return the checkpoints, the state to begin from, and what was kept beside it."""
     store = None
-    if place.weights is not None and config.checkpoint_every >= 0:
+    if place.weights is not None and config.checkpoint_every:
         from gewu.train.checkpoint import Checkpoints
 
         store = Checkpoints(place.weights, keep=config.keep)
@@ -419,21 +428,48 @@ def _checkpoints(config: Config, ctx: Context, place: Place, trainer: Any) -> tu
                 raise InputError("holds the checkpoints of another run", file=place.weights, key="checkpoints", hint=hint)
             place.clear(ctx)
             store = Checkpoints(place.weights, keep=config.keep)
-    return store, trainer.init(config.seed), {}
+    state = trainer.init(config.seed)
+    if given := pretrained(config):
+        state = state._replace(params=given.params(trainer))
+    return store, state, {}
 
 
 def _write_model(ctx: Context, found: Material, trainer: Any, state: Any, place: Place) -> None:
-    """Write the model: for text in Hugging Face form, else its parameters and its configuration."""
+    """Write the model into the result: for text in Hugging Face form where there is one, else its parameters by name."""
+    import jax
+
+    from gewu.formats import safetensors
+    from gewu.train import hub
+    from gewu.train.record import whole
+    from gewu.train.spec import flat
+
     ctx.file("model.json", json.dumps(asdict(found.model), indent=1).encode())
+    if place.result is None:
+        return
+    params, names = jax.tree.map(whole, state.params), ["model.safetensors"]
+    if ctx.ranks.is_root:
+        try:
+            if found.kind != "text":
+                raise InputError("is no model of text")
+            tokenizer = found.source.tokenizer
+            if hasattr(tokenizer, "write"):
+                tokenizer.write(place.result / "tokenizer.json")
+                names.append("tokenizer.json")
+            hub.write(place.result, found.model, params, stop=tokenizer.end, shard_bytes=1 << 60, layout=trainer.layout)
+            names.append("config.json")
+        except InputError as error:
+            ctx.log(f"the model is written as gewu keeps it, not in Hugging Face form: {error}")
+            safetensors.write(place.result / "model.safetensors", {name: np.asarray(x) for name, x in flat(params).items()})
+    for name in names:
+        ctx.stream(name)
 
 
-def _continuations(config: Config, ctx: Context, found: Material, trainer: Any, params: Any) -> None:
+def _continuations(config: Config, ctx: Context, tokenizer: Any, trainer: Any, params: Any) -> None:
     """Let the model go on with the prompts, and record what it says."""
     if not config.prompts:
         return
     from gewu.train.generate import generate
 
-    tokenizer = found.source.tokenizer
     prompts = [tokenizer.encode(text) for text in config.prompts]
     made = generate(
         trainer, params, prompts, config.new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed,
@@ -444,7 +480,37 @@ def _continuations(config: Config, ctx: Context, found: Material, trainer: Any, 
 
 
 def _use(config: Config, ctx: Context) -> None:
-    raise InputError("is not there yet", key="task", value=config.task)
+    """Evaluate a trained model on held-out text, or let it go on with prompts."""
+    from gewu.train.optim import Optimiser
+    from gewu.train.precision import Precision
+    from gewu.train.record import held_loss
+    from gewu.train.step import Trainer
+
+    given = pretrained(config)
+    found = material(config) if config.task == "evaluate" else None
+    tokenizer = found.source.tokenizer if found else tokenizer_of(_tokenizer_name(config), [])
+    model = given.config.with_(length=max(given.config.length, config.length))
+    trainer = Trainer(model, layout_of(config, model, ctx), Optimiser(), Precision.of(config.precision))
+    with ctx.phase("reading the model"):
+        params = given.params(trainer)
+    if found:
+        with ctx.phase("validation"):
+            stream = found.stream(config)
+            loss = held_loss(trainer, stream, params, 10**9)
+            stream.close()
+        ctx.number("validation_loss", loss, "nat")
+        ctx.number("perplexity", math.exp(min(loss, 700.0)), "1")
+        ctx.number("bits_per_byte", loss / math.log(2) / found.source.bytes_per_token, "bit")
+    _continuations(config, ctx, tokenizer, trainer, params)
+
+
+def pretrained(config: Config) -> Any:
+    """Return the model of the folder `init`, or None where none is named."""
+    if not config.init:
+        return None
+    from gewu.train import hub
+
+    return hub.read(config.init)
 
 
 def _plan(config: Config, ctx: Context) -> None:
