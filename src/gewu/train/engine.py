@@ -16,7 +16,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,7 @@ import numpy as np
 
 from gewu.core import schema
 from gewu.core.context import Context
-from gewu.core.errors import InputError
+from gewu.core.errors import InputError, ResourceError
 from gewu.core.figure import Figure
 from gewu.train.config import ACTIVATIONS, NORMS, POSITIONS, ROUTERS
 
@@ -142,9 +142,10 @@ class Config:
     temperature: float = schema.field(0.8, minimum=0.0, meaning="of sampling; 0 takes the likeliest")
     top_p: float = schema.field(0.95, exclusive_minimum=0.0, maximum=1.0, meaning="probability that sampling keeps", expert=True)
 
-    machine: str = schema.field("", meaning="plan: name of the machine")
+    machine: str = schema.field("h100", meaning="plan: name of the machine, of gewu.train.machines")
     devices: int = schema.field(2048, minimum=1, meaning="plan: devices")
     vocab: int = schema.field(0, minimum=0, meaning="plan: vocabulary")
+    compile_devices: int = schema.field(2048, minimum=0, meaning="plan: virtual devices to compile for at most; 0: traced only")
 
     def check(self) -> None:
         """Refuse what no single key can tell."""
@@ -313,8 +314,9 @@ def _train(config: Config, ctx: Context) -> None:
         found = material(config)
     steps = config.steps or max(1, round(config.epochs * found.per_epoch))
     precision = Precision.of(config.precision)
-    layout = layout_of(config, found.model, ctx)
-    trainer = Trainer(found.model, layout, optimiser_of(config, steps), precision)
+    optimiser = optimiser_of(config, steps)
+    layout = layout_of(config, found.model, optimiser, precision)
+    trainer = Trainer(found.model, layout, optimiser, precision)
     ctx.cite(*_methods(config, found))
     n, c = active(found.model), found.model
     tokens = config.length if found.kind == "text" else c.prefix
@@ -347,21 +349,48 @@ def _train(config: Config, ctx: Context) -> None:
         stream.close()
 
 
-def layout_of(config: Config, model: Any, ctx: Context) -> Any:
+def layout_of(config: Config, model: Any, optimiser: Any, precision: Any) -> Any:
     """Return the layout that the job names, or the best one for the devices there are.
 
     Raises:
-        ResourceError: no layout fits; the message names the bytes that miss.
+        ResourceError: it does not fit, or none does; the message names the bytes that miss.
     """
     import jax
 
+    from gewu.train import plan
     from gewu.train.mesh import Layout
 
-    if config.layout != "auto":
-        return Layout.of(config.layout)
-    if len(jax.devices()) == 1:
-        return Layout()
-    return Layout(dp=math.gcd(len(jax.devices()), config.batch))
+    devices = len(jax.devices())
+    named = None if config.layout == "auto" else Layout.of(config.layout)
+    if not model.vocab or model.inputs:  # rows of a few tokens: small models, for which no plan is made
+        return named or Layout(dp=math.gcd(devices, config.batch))
+    here = this_machine(named.devices if named else devices)
+    if named is None and devices > 1:
+        return plan.choose(model, devices, here, config.batch, config.length, precision, optimiser)[0].layout
+    layout = named or Layout()
+    needed = plan.estimate(model, layout, config.batch, config.length, precision, optimiser).memory
+    if needed.total <= here.memory:
+        return layout
+    if named is None:
+        return plan.choose(model, 1, here, config.batch, config.length, precision, optimiser)[0].layout
+    parts = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in needed._asdict().items())
+    raise ResourceError(
+        f"the model does not fit: {int(needed.total - here.memory)} bytes miss on each device", key="layout", value=str(layout),
+        allowed=f"{here.memory / 1e9:.1f} GB; it takes {parts}", hint="take more devices, a smaller batch, or remat=layer",
+    )  # fmt: skip
+
+
+def this_machine(devices: int) -> Any:
+    """Return what is here as a machine of the plan: its whole memory, shared by the devices of this host; speeds are nominal."""
+    import jax
+
+    from gewu.train.machines import Link, Machine, machine
+
+    first = jax.devices()[0]
+    if first.platform == "cpu":
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / max(1, min(devices, len(jax.local_devices())))
+        return Machine("processor", 2e11, memory, 2e10, (Link(0, 2e9, 50e-6),))
+    return replace(machine("h100"), memory=float((first.memory_stats() or {}).get("bytes_limit", 80e9)))
 
 
 def optimiser_of(config: Config, steps: int) -> Any:
@@ -481,7 +510,6 @@ def _continuations(config: Config, ctx: Context, tokenizer: Any, trainer: Any, p
 
 def _use(config: Config, ctx: Context) -> None:
     """Evaluate a trained model on held-out text, or let it go on with prompts."""
-    from gewu.train.optim import Optimiser
     from gewu.train.precision import Precision
     from gewu.train.record import held_loss
     from gewu.train.step import Trainer
@@ -490,7 +518,8 @@ def _use(config: Config, ctx: Context) -> None:
     found = material(config) if config.task == "evaluate" else None
     tokenizer = found.source.tokenizer if found else tokenizer_of(_tokenizer_name(config), [])
     model = given.config.with_(length=max(given.config.length, config.length))
-    trainer = Trainer(model, layout_of(config, model, ctx), Optimiser(), Precision.of(config.precision))
+    optimiser, precision = optimiser_of(config, 1), Precision.of(config.precision)
+    trainer = Trainer(model, layout_of(config, model, optimiser, precision), optimiser, precision)
     with ctx.phase("reading the model"):
         params = given.params(trainer)
     if found:
@@ -514,7 +543,30 @@ def pretrained(config: Config) -> Any:
 
 
 def _plan(config: Config, ctx: Context) -> None:
-    raise InputError("is not there yet", key="task", value=config.task)
+    """Trace, compile and project the step of a model for a machine that is not here."""
+    from gewu.train import plan
+    from gewu.train.machines import machine
+    from gewu.train.mesh import Layout
+    from gewu.train.precision import Precision
+    from gewu.train.record import record_plan
+
+    if ctx.ranks.size > 1:
+        raise InputError("is made by one process", key="task", value="plan", hint="leave mpirun away")
+    ctx.cite("megatron2021")
+    model = _model(vocab=config.vocab, length=config.length, **{key: getattr(config, key) for key in MODEL_KEYS})
+    where, precision, optimiser = (
+        machine(config.machine),
+        Precision.of(config.precision),
+        optimiser_of(config, config.steps or 1000),
+    )
+    task = (config.batch, config.length, precision, optimiser)
+    with ctx.phase("choosing a layout"):
+        choices = plan.choose(model, config.devices, where, *task) if config.layout == "auto" else []
+    layout = choices[0].layout if choices else Layout.of(config.layout)
+    ctx.log(f"{layout} on {layout.devices} devices of {where.name}")
+    with ctx.phase("tracing and compiling"):
+        study = plan.study(model, layout, *task, where, compile_devices=config.compile_devices)
+    record_plan(ctx, study, choices, where)
 
 
 def _supervise(config: Config, ctx: Context) -> None:

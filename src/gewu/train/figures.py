@@ -38,6 +38,23 @@ def figures(result: Any) -> Iterator[Figure]:
             "Root mean square error by how far ahead, over the standard deviation of the series; 1 is no better than the mean."
         )
         yield Figure("Error of the forecast", caption, partial(_errors, result=result))
+    if "projected_mfu" in arrays:
+        yield Figure(
+            "Traffic",
+            "What a device sends in a step, by collective and axes of the mesh (traced).",
+            partial(_traffic, result=result),
+        )
+        by = (
+            "cores"
+            if np.any(np.asarray(result.arrays["projected_cores"]) != np.asarray(result.arrays["projected_devices"]))
+            else "devices"
+        )
+        caption = (
+            "Projected, not measured: share of the peak that the model's arithmetic uses. The band is what overlap and speed of"
+        )
+        yield Figure("Projected MFU", f"{caption} products leave open.", partial(_band, result=result, name="mfu", by=by))
+        caption = "Projected time of the smallest size over that of each, rows of a device fixed; the constant predictor says 1."
+        yield Figure("Projected efficiency", caption, partial(_band, result=result, name="efficiency", by=by))
 
 
 def _loss(axes: Any, result: Any) -> None:
@@ -137,4 +154,28 @@ def _errors(axes: Any, result: Any) -> None:
         axes.plot(np.arange(1, len(error) + 1), error, style, markersize=3, label=label)
     axes.set_yscale("log")
     axes.set(xlabel="steps ahead", ylabel="error / spread")
+    axes.legend()
+
+
+def _traffic(axes: Any, result: Any) -> None:
+    values, labels = np.asarray(result.arrays["traffic"]), _labels(result, "traffic")
+    axes.barh(range(len(values)), values, color="C0", height=0.7)
+    axes.set_yticks(range(len(values)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    if values.min() > 0 and values.max() > 100 * values.min():
+        axes.set_xscale("log")
+    axes.set_xlabel("GB a step")
+
+
+def _band(axes: Any, result: Any, name: str, by: str) -> None:
+    size, band = np.asarray(result.arrays[f"projected_{by}"]), np.asarray(result.arrays[f"projected_{name}"])
+    axes.fill_between(size, band[:, 0], band[:, 2], color="C0", alpha=0.25, label="band")
+    axes.plot(size, band[:, 1], "o-", color="C0", markersize=3, label="middle")
+    if name == "efficiency":
+        axes.axhline(1.0, color="C1", linestyle="--", label="constant predictor")
+    else:
+        axes.axhline(band[0, 1], color="C1", linestyle="--", label="constant predictor")
+    axes.set_xscale("log")
+    axes.set(xlabel=by, ylabel={"mfu": "MFU"}.get(name, name), ylim=(0, None))
     axes.legend()

@@ -142,3 +142,44 @@ def _series(config: Any, ctx: Context, found: Any, fit: Any, state: Any) -> None
         )
     ctx.save("example_truth", truth[:: max(1, len(truth) // 4)][:4], ("example", "horizon"), "1", long_name="what came")
     ctx.number("held_out_windows", len(truth), "1")
+
+
+def record_plan(ctx: Context, study: Any, choices: Any, machine: Any) -> None:
+    """Record what a plan found: sizes, traffic by kind and axes, and the projected bands."""
+    compiled, traced = study.compiled, study.traced
+    numbers = {
+        "parameters": (study.parameters, "1"),
+        "active_parameters": (study.active, "1"),
+        "devices": (study.devices, "1"),
+        "state_gb": (study.state / 1e9, "GB"),
+        "alive_gb": (study.alive / 1e9, "GB"),
+        "traced_tflop": (traced.flops / 1e12, "Tflop"),
+        "needed_tflop": (study.needed / 1e12, "Tflop"),
+    }
+    if compiled:
+        numbers |= {
+            "compiled_devices": (compiled["devices"], "1"),
+            "compile_s": (compiled["seconds"], "s"),
+            "host_memory_gb": (compiled["rss"] / 1e9, "GB"),
+            "compiled_arguments_gb": (compiled["arguments"] / 1e9, "GB"),
+            "compiled_temporaries_gb": (compiled["temporaries"] / 1e9, "GB"),
+            "compiled_tflop": (compiled["flops"] / 1e12, "Tflop"),
+        }
+    for name, (value, unit) in numbers.items():
+        ctx.number(name, value, unit)
+    for number, choice in enumerate(choices, 1):
+        ctx.log(f"{number}. {choice.layout}: {choice.time.middle:.3g} s, {choice.memory.total / 1e9:.1f} GB a device")
+    if compiled and compiled["devices"] < study.devices:
+        ctx.warn(
+            f"compiled for {compiled['devices']} of {study.devices} devices, by a smaller dp; all shapes on a device are the same"
+        )
+    sent = sorted(traced.collectives.items(), key=lambda item: -item[1][1])
+    labels = "\n".join(f"{kind} over {' '.join(axes)} ({group})" for (kind, axes, group), _ in sent)
+    about = {"labels": labels, "long_name": "bytes that a device sends in a step, by collective and axes"}
+    ctx.save("traffic", np.array([traffic[1] for _, traffic in sent]) / 1e9, ("collective",), "GB", **about)
+    what = {"devices": "1", "cores": "1", "seconds": "s", "mfu": "1", "efficiency": "1"}
+    for name, unit in what.items():
+        array = np.array([row[name] for row in study.projected], float)
+        dims = ("size", "band")[: array.ndim]
+        text = f"projected {name} on {machine.name}" + ", lowest, middle and highest" * (array.ndim == 2)
+        ctx.save(f"projected_{name}", array, dims, unit, long_name=text)
