@@ -362,7 +362,8 @@ def _leaf(leaf: str, shape: tuple[int, ...], c: ModelConfig) -> Iterator[Part]:
     D, K, G, C = c.width, c.K, c.G, c.C
     plain = {
         "embed": "model.embed_tokens.weight", "head": "lm_head.weight", "norm": "model.norm.weight",
-        "norm1": "input_layernorm.weight", "norm2": "post_attention_layernorm.weight", "q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight",
+        "norm1": "input_layernorm.weight", "norm2": "post_attention_layernorm.weight",
+        "q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight",
         "out_bias": "self_attn.o_proj.bias", "down_bias": "mlp.down_proj.bias",
     }  # fmt: skip
     mixtral = c.experts and not c.qk_norm
