@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gewu.core.context import QuietContext
-from gewu.core.errors import ConvergenceError, InputError, StoreError
+from gewu.core.errors import ConvergenceError, InputError, ResourceError, StoreError
 from gewu.jobs.job import Job
 from gewu.jobs.result import Result
 from gewu.jobs.run import run_job
@@ -51,7 +51,9 @@ def text_job(folder, **keys):
 
 
 def test_a_model_of_text_learns_and_says_how_well(folder):
-    ctx = trained(**text_job(folder))
+    ctx = trained(**text_job(folder, prompts=("abcd", "012"), new_tokens=12, temperature=0.0))
+    rows = json.loads(ctx.files["samples.json"])
+    assert [row["prompt"] for row in rows] == ["abcd", "012"] and rows[0]["continuation"].startswith("efgh")
     # 259 numbers of bytes, rounded up to 320; a new model knows nothing
     assert ctx.arrays["loss"][0] == pytest.approx(np.log(320), rel=0.05)
     assert value(ctx, "validation_loss") < 1.0
@@ -246,3 +248,25 @@ def test_a_result_is_a_model_that_can_be_evaluated_and_trained_on(folder, tmp_pa
     assert value(again, "validation_loss") == pytest.approx(held, rel=1e-5)
     more = trained(**(keys | {"init": str(outcome.path), "steps": 3, "learning_rate": 1e-6}))
     assert more.arrays["loss"][0] < 1.5 * held + 0.5
+
+
+def test_a_plan_counts_what_a_step_costs():
+    config = Config(
+        task="plan", vocab=512, width=64, layers=4, heads=4, length=64, batch=64, layout="dp=4 fsdp=4 tp=2", machine="a100",
+        compile_devices=0,
+    )  # fmt: skip
+    ctx = QuietContext()
+    run(config, ctx)
+    assert value(ctx, "devices") == 32
+    # parameters and two moments, float32, in pieces over fsdp (and tp, but for the norms: 9 of 64 numbers, whole everywhere)
+    small = 9 * 64
+    assert value(ctx, "state_gb") * 1e9 == pytest.approx(12 * ((value(ctx, "parameters") - small) / 8 + small))
+    assert len(ctx.arrays["traffic"]) > 0 and (np.diff(ctx.arrays["traffic"]) <= 0).all()
+    assert (np.diff(ctx.arrays["projected_mfu"], axis=1) >= 0).all()
+
+
+def test_what_does_not_fit_is_refused_with_the_bytes_that_miss(folder):
+    keys = text_job(folder, steps=1, validation=0.0) | {"width": 1 << 15, "layers": 40, "heads": 8}
+    for layout in ("auto", "tp=8"):
+        with pytest.raises(ResourceError, match=r"does not fit: \d{9,} bytes miss"):
+            trained(**(keys | {"layout": layout}))
