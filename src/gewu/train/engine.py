@@ -4,8 +4,8 @@ A job names data and a model; what it becomes is a result directory that other p
 model.safetensors and tokenizer.json of Hugging Face beside the numbers. Weights are checkpointed beside the result while it
 trains (`NAME.checkpoints`) and a killed run goes on from there, on any layout.
 
-    MFU = tokens/s x (6 N + 6 L H C T) / peak flop/s        N parameters that work on a token, attention over half of T on average
-                                                            (PaLM, arXiv:2204.02311); peak measured by one matrix product
+MFU is the arithmetic that the model needs (`plan.model_flops`: 6 for each weight and token, and attention; nothing that is computed
+twice, as in PaLM, arXiv:2204.02311) in a second, over the peak, which is measured by one matrix product.
 """
 
 from __future__ import annotations
@@ -31,10 +31,6 @@ from gewu.train.config import ACTIVATIONS, NORMS, POSITIONS, ROUTERS
 
 SUMMARY: Final = "Large models: trained on text, pictures, series and tables, or planned for machines that are not here"
 TASKS: Final = ("train", "plan", "generate", "evaluate")
-MODEL_KEYS: Final = (
-    "width", "layers", "heads", "kv_heads", "head_width", "hidden", "norm", "activation", "positions", "rope_theta", "window",
-    "tied", "bias", "qkv_bias", "qk_norm", "experts", "top_k", "expert_hidden", "shared_hidden", "capacity", "balance", "router",
-)  # fmt: skip
 REFERENCES: Final = {
     "transformer2017": "@inproceedings{transformer2017, author = {Vaswani, A. and others}, title = {Attention Is All You Need}, "
     "booktitle = {NeurIPS}, year = {2017}, eprint = {1706.03762}}",
@@ -162,121 +158,6 @@ class Config:
             raise InputError("does not lay out the columns", key="picture", value=self.picture, allowed=allowed)
 
 
-@dataclass
-class Material:
-    """What a job trains on: the samples, the model that fits them, and the batches.
-
-    Attributes:
-        model: ModelConfig. source: `samples.Texts` or `samples.Rows`.
-        kind: "text", "classes" or "series".
-        per_epoch: batches of an epoch.
-    """
-
-    model: Any
-    source: Any
-    kind: str
-    per_epoch: float
-
-    def stream(self, config: Config, state: Any = None) -> Any:
-        """Return the batches, from a state on."""
-        from gewu.train.samples import RowStream, TextStream
-
-        if self.kind == "text":
-            return TextStream(self.source, config.batch, config.length, config.seed, state)
-        return RowStream(self.source, config.batch, config.seed, state)
-
-
-def tokenizer_of(name: str, texts: list[str]) -> Any:
-    """Return what turns texts into tokens: bytes, a file, or one that is learned from the texts."""
-    from gewu.train.samples import Bytes
-
-    if name == "bytes":
-        return Bytes()
-    from gewu.formats.tokenizer import Tokenizer
-
-    if name.startswith("train:"):
-        return Tokenizer.train(texts, int(name[6:]), special=("<|endoftext|>",))
-    return Tokenizer.read(name)
-
-
-def material(config: Config) -> Material:
-    """Read the data of a job.
-
-    Raises:
-        InputError: what is there is no text, has no such columns, or leaves a part of the split empty.
-    """
-    from gewu.data import convert
-    from gewu.train import samples
-
-    sizes = {key: getattr(config, key) for key in MODEL_KEYS}
-    model = partial(_model, length=config.length, **sizes)
-    first = config.data[0]
-    is_store = convert.format_of(first) == "store" if os.path.exists(first) else False
-    if first == "lorenz" or config.series:
-        if first == "lorenz":
-            series = samples.lorenz(20_000)[:, :1]
-        else:
-            columns = samples.read_table(first)
-            series = np.stack([_column(columns, name, first, "series") for name in config.series], axis=1)
-        rows = samples.windows(series, config.context, config.horizon, config.validation, config.patch)
-        return _of_rows(model, rows, "series", config)
-    if config.label and is_store:
-        picture = config.picture or (32, 32)
-        rows = samples.store_rows(first, picture, config.label, config.validation, config.seed, config.on_damage, config.patch)
-        return _of_rows(model, rows, "classes", config)
-    if config.label:
-        columns = samples.read_table(first)
-        pixels = None
-        if config.picture_columns:
-            found = [_column(columns, name, first, "picture_columns") for name in config.picture_columns]
-            pixels = np.stack(found, axis=1).reshape(-1, *config.picture)
-        taken = {config.label, *config.picture_columns}
-        table = config.columns or tuple(name for name in columns if name not in taken)
-        for name in (config.label, *table):
-            _column(columns, name, first, "columns")
-        rows = samples.labelled(columns, table, config.label, pixels, config.validation, config.seed, config.patch)
-        return _of_rows(model, rows, "classes", config)
-    make = partial(tokenizer_of, _tokenizer_name(config))
-    if is_store:
-        source = samples.store_texts(first, config.text, make, config.validation, config.seed, config.on_damage)
-    else:
-        source = samples.texts(config.data, config.text, make, config.validation, config.seed)
-    size = source.tokenizer.vocab_size
-    if given := pretrained(config):
-        found = given.config.with_(length=max(given.config.length, config.length))
-        if size > found.vocab:
-            raise InputError(
-                "the tokenizer has more tokens than the model", key="tokenizer", value=size, allowed=f"{found.vocab}"
-            )
-    else:
-        found = model(vocab=-(-size // 64) * 64)  # so that every layout divides it
-    return Material(found, source, "text", source.tokens / (config.batch * (config.length + 1)))
-
-
-def _tokenizer_name(config: Config) -> str:
-    own = Path(config.init, "tokenizer.json") if config.init else Path()
-    return str(own) if config.init and own.is_file() and config.tokenizer == "bytes" else config.tokenizer
-
-
-def _column(columns: Any, name: str, path: str, key: str) -> Any:
-    if name not in columns:
-        raise InputError("there is no such column", file=path, key=key, value=name, allowed=", ".join(columns))
-    return columns[name]
-
-
-def _model(**values: Any) -> Any:
-    from gewu.train.config import ModelConfig
-
-    return ModelConfig(**values)
-
-
-def _of_rows(model: Any, rows: Any, kind: str, config: Config) -> Material:
-    width = {"classes": len(rows.classes)} if kind == "classes" else {"targets": rows.arrays["value"].shape[1]}
-    tokens = sum(item.tokens for item in rows.inputs)
-    sizes = model.keywords | {"positions": "none", "length": tokens}  # each token has a place of its own already
-    return Material(_model(**sizes, inputs=rows.inputs, causal=False, **width), rows, kind, len(rows) / config.batch)
-
-
 def run(config: Config, ctx: Context) -> None:
     """Train, plan, generate or evaluate."""
     if config.task == "plan":
@@ -286,7 +167,10 @@ def run(config: Config, ctx: Context) -> None:
     else:
         if ctx.ranks.size > 1:
             join(ctx.ranks)
-        {"train": _train, "generate": _use, "evaluate": _use}[config.task](config, ctx)
+        if config.task == "train":
+            train(config, ctx, Place.of(config, ctx))
+        else:
+            _use(config, ctx)
 
 
 def join(ranks: Any) -> None:
@@ -301,13 +185,16 @@ def join(ranks: Any) -> None:
     jax.distributed.initialize(address, ranks.size, ranks.rank, initialization_timeout=120)
 
 
-def _train(config: Config, ctx: Context) -> None:
+def train(config: Config, ctx: Context, place: Place) -> bool:
+    """Train and record; return whether the run was stopped before its end."""
     import jax
 
+    from gewu.train import plan
     from gewu.train.fit import Fit, Progress, measure_peak
+    from gewu.train.material import material
     from gewu.train.precision import Precision
     from gewu.train.record import held_loss, report
-    from gewu.train.spec import active, count
+    from gewu.train.spec import count
     from gewu.train.step import Trainer
 
     with ctx.phase("reading the data"):
@@ -318,19 +205,17 @@ def _train(config: Config, ctx: Context) -> None:
     layout = layout_of(config, found.model, optimiser, precision)
     trainer = Trainer(found.model, layout, optimiser, precision)
     ctx.cite(*_methods(config, found))
-    n, c = active(found.model), found.model
-    tokens = config.length if found.kind == "text" else c.prefix
-    flops = 6.0 * n + (6.0 if c.causal else 12.0) * c.layers * c.heads * c.C * (min(c.window, tokens) if c.window else tokens)
+    tokens = config.length if found.kind == "text" else found.model.prefix
+    flops = plan.model_flops(found.model, config.batch, tokens) / config.batch
     peak = config.peak_tflops * 1e12 * layout.devices or measure_peak(precision.compute, layout.devices)
     ctx.log(
         f"{count(trainer.specs):,} parameters on {layout}, {jax.process_count()} process(es), {steps} steps, {peak:.3g} flop/s"
     )
 
-    place = Place.of(config, ctx)
     store, state, extra = _checkpoints(config, ctx, place, trainer)
     stream = found.stream(config, extra.get("data"))
     fit = Fit(
-        trainer, stream, steps, ctx, flops_per_token=flops if found.kind == "text" else flops * tokens, peak_flops=peak,
+        trainer, stream, steps, ctx, flops=flops / tokens if found.kind == "text" else flops, peak_flops=peak,
         validate=partial(held_loss, trainer, stream, most=config.evaluate_batches) if config.validation else None,
         every=config.evaluate_every or max(1, steps // 20), checkpoints=store, save_every=config.checkpoint_every, run=place.run,
         on_nan=config.on_nan, begin=int(state.step), rows=config.batch if found.kind != "text" else 0,
@@ -345,6 +230,7 @@ def _train(config: Config, ctx: Context) -> None:
                 if found.kind == "text":
                     _continuations(config, ctx, found.source.tokenizer, trainer, state.params)
                 _write_model(ctx, found, trainer, state, place)
+        return stopped
     finally:
         stream.close()
 
@@ -400,7 +286,7 @@ def optimiser_of(config: Config, steps: int) -> Any:
     return Optimiser(learning_rate=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def _methods(config: Config, found: Material) -> list[str]:
+def _methods(config: Config, found: Any) -> list[str]:
     cited = ["transformer2017", {"adamw": "adamw2019", "muon": "muon2025", "adafactor": "adafactor2018"}[config.optimiser]]
     cited += ["bpe2016"] * config.tokenizer.startswith("train:") + ["lorenz1963"] * ("lorenz" in config.data)
     return cited + ["wdbc1993"] * any(Path(path).name == "breast-cancer.csv" for path in config.data)
@@ -458,12 +344,14 @@ def _checkpoints(config: Config, ctx: Context, place: Place, trainer: Any) -> tu
             place.clear(ctx)
             store = Checkpoints(place.weights, keep=config.keep)
     state = trainer.init(config.seed)
+    from gewu.train.material import pretrained
+
     if given := pretrained(config):
         state = state._replace(params=given.params(trainer))
     return store, state, {}
 
 
-def _write_model(ctx: Context, found: Material, trainer: Any, state: Any, place: Place) -> None:
+def _write_model(ctx: Context, found: Any, trainer: Any, state: Any, place: Place) -> None:
     """Write the model into the result: for text in Hugging Face form where there is one, else its parameters by name."""
     import jax
 
@@ -510,13 +398,14 @@ def _continuations(config: Config, ctx: Context, tokenizer: Any, trainer: Any, p
 
 def _use(config: Config, ctx: Context) -> None:
     """Evaluate a trained model on held-out text, or let it go on with prompts."""
+    from gewu.train.material import material, pretrained, tokenizer_name, tokenizer_of
     from gewu.train.precision import Precision
     from gewu.train.record import held_loss
     from gewu.train.step import Trainer
 
     given = pretrained(config)
     found = material(config) if config.task == "evaluate" else None
-    tokenizer = found.source.tokenizer if found else tokenizer_of(_tokenizer_name(config), [])
+    tokenizer = found.source.tokenizer if found else tokenizer_of(tokenizer_name(config), [])
     model = given.config.with_(length=max(given.config.length, config.length))
     optimiser, precision = optimiser_of(config, 1), Precision.of(config.precision)
     trainer = Trainer(model, layout_of(config, model, optimiser, precision), optimiser, precision)
@@ -533,19 +422,11 @@ def _use(config: Config, ctx: Context) -> None:
     _continuations(config, ctx, tokenizer, trainer, params)
 
 
-def pretrained(config: Config) -> Any:
-    """Return the model of the folder `init`, or None where none is named."""
-    if not config.init:
-        return None
-    from gewu.train import hub
-
-    return hub.read(config.init)
-
-
 def _plan(config: Config, ctx: Context) -> None:
     """Trace, compile and project the step of a model for a machine that is not here."""
     from gewu.train import plan
     from gewu.train.machines import machine
+    from gewu.train.material import MODEL_KEYS, model_of
     from gewu.train.mesh import Layout
     from gewu.train.precision import Precision
     from gewu.train.record import record_plan
@@ -553,7 +434,7 @@ def _plan(config: Config, ctx: Context) -> None:
     if ctx.ranks.size > 1:
         raise InputError("is made by one process", key="task", value="plan", hint="leave mpirun away")
     ctx.cite("megatron2021")
-    model = _model(vocab=config.vocab, length=config.length, **{key: getattr(config, key) for key in MODEL_KEYS})
+    model = model_of(vocab=config.vocab, length=config.length, **{key: getattr(config, key) for key in MODEL_KEYS})
     where, precision, optimiser = (
         machine(config.machine),
         Precision.of(config.precision),
@@ -570,7 +451,25 @@ def _plan(config: Config, ctx: Context) -> None:
 
 
 def _supervise(config: Config, ctx: Context) -> None:
-    raise InputError("is not there yet", key="processes", value=config.processes)
+    """Train with several processes of this machine, which are watched; record what they found."""
+    from gewu.train import elastic
+    from gewu.train.member import replay
+
+    place = Place.of(config, ctx)
+    arguments = {"config": asdict(config), "place": [place.result and str(place.result), place.weights and str(place.weights)]}
+
+    def event(told: dict[str, Any]) -> None:
+        getattr(ctx, told["call"])(*told["arguments"], **told["numbers"])
+
+    found = elastic.run(
+        "gewu.train.member:member", json.loads(json.dumps(arguments | {"run": place.run})), config.processes,
+        hang_timeout_s=config.hang_timeout_s, event=event,
+        stop=lambda: ctx.stop_requested,
+    )  # fmt: skip
+    if found["stopped"]:
+        ctx.checkpoint({"run": place.run})
+    else:
+        replay(found, ctx)
 
 
 def figures(result: Any) -> Iterator[Figure]:

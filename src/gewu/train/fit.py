@@ -93,7 +93,7 @@ class Fit:
         stream: of `samples`; its `state()` is the place in the data.
         steps: to train in all.
         ctx: the door to the world.
-        flops_per_token: that the model needs, for `mfu`; peak_flops: of all devices.
+        flops: that the model needs for a token of text, or else a sample; peak_flops: a second, of all devices.
         validate: called with parameters, returns the held-out loss; None for never. `every`: so many steps.
         checkpoints: of `checkpoint`, or None. `save_every`: so many steps; 0 only when the run is to stop.
         run: identity of the run; checkpoints of another are not used.
@@ -106,7 +106,7 @@ class Fit:
     stream: Any
     steps: int
     ctx: Context
-    flops_per_token: float = 0.0
+    flops: float = 0.0
     peak_flops: float = 0.0
     validate: Callable[[Any], float] | None = None
     every: int = 0
@@ -171,7 +171,7 @@ class Fit:
         if speed:
             shown["tokens_per_s" if seen["tokens"] else "samples_per_s"] = speed
             if self.peak_flops:
-                shown["mfu"] = speed * self.flops_per_token / self.peak_flops
+                shown["mfu"] = speed * self.flops / self.peak_flops
         if p.validation:
             shown["validation"] = p.validation[-1][1]
         self.ctx.progress(step, self.steps, **shown)

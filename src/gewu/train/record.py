@@ -72,7 +72,7 @@ def report(config: Any, ctx: Context, found: Any, fit: Any, state: Any) -> None:
     if p.seconds:
         speed = p.counted / p.seconds
         ctx.number("tokens_per_s" if found.kind == "text" else "samples_per_s", speed, "1/s")
-        ctx.number("mfu", speed * fit.flops_per_token / fit.peak_flops, "1")
+        ctx.number("mfu", speed * fit.flops / fit.peak_flops, "1")
     if p.skipped:
         ctx.number("skipped_steps", p.skipped, "1")
     lost = len(stream.damage)
