@@ -4,8 +4,8 @@ A job names data and a model; what it becomes is a result directory that other p
 model.safetensors and tokenizer.json of Hugging Face beside the numbers. Weights are checkpointed beside the result while it
 trains (`NAME.checkpoints`) and a killed run goes on from there, on any layout.
 
-MFU is the arithmetic that the model needs in a second (`plan.model_flops`: 6 for each weight and token, and attention; nothing that
-is computed twice: PaLM, arXiv:2204.02311) over the peak, which is measured by one matrix product.
+MFU is the arithmetic that the model needs in a second (`plan.model_flops`: 6 for each weight and token, and attention; nothing
+that is computed twice: PaLM, arXiv:2204.02311) over the peak, which is measured by one matrix product.
 """
 
 from __future__ import annotations
