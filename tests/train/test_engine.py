@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 import jax
 import jax.numpy as jnp
@@ -270,3 +271,20 @@ def test_what_does_not_fit_is_refused_with_the_bytes_that_miss(folder):
     for layout in ("auto", "tp=8"):
         with pytest.raises(ResourceError, match=r"does not fit: \d{9,} bytes miss"):
             trained(**(keys | {"layout": layout}))
+
+
+def test_what_a_process_of_several_records_is_what_a_run_alone_records(folder, tmp_path):
+    from gewu.train.member import member, replay
+
+    keys = TINY | text_job(folder, steps=4, validation=0.0)
+    alone, above, told = trained(**keys), QuietContext(), []
+    arguments = {"config": asdict(Config(**keys)), "place": [str(tmp_path), None], "run": "1"}
+    found = member(json.loads(json.dumps(arguments)), told.append)
+    replay(json.loads(json.dumps(found)), above)
+    assert not found["stopped"] and [event["call"] for event in told].count("progress") == 4
+    timed = {"tokens_per_s", "mfu"}
+    assert {k: v for k, v in above.numbers.items() if k not in timed} == {
+        k: v for k, v in alone.numbers.items() if k not in timed
+    }
+    assert set(above.arrays) == set(alone.arrays) and (above.arrays["loss"] == alone.arrays["loss"]).all()
+    assert above.files == alone.files and (tmp_path / "model.safetensors").exists()
