@@ -226,7 +226,7 @@ def train(config: Config, ctx: Context, place: Place) -> bool:
             state, stopped = fit.go(state)
         if not stopped:
             report(config, ctx, found, fit, state)
-            with ctx.phase("writing the model"):
+            with ctx.phase("samples and model"):
                 if found.kind == "text":
                     _continuations(config, ctx, found.source.tokenizer, trainer, state.params)
                 _write_model(ctx, found, trainer, state, place)
