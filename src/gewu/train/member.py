@@ -41,6 +41,7 @@ class Member(QuietContext):
     """
 
     def __init__(self, report: Callable[[dict[str, Any]], Any]) -> None:
+        self._asked = False
         super().__init__(ranks=Processes())
         self._report, self._dims, self._streams, self._cited = report, dict[str, Any](), list[str](), list[str]()
 
