@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gewu.core.errors import ConvergenceError, GewuError, InputError, ResourceError, StoreError
+from gewu.core.files import write_all
 
 ERRORS = {kind.__name__: kind for kind in (InputError, ConvergenceError, ResourceError, StoreError, GewuError)}
 
@@ -121,13 +122,13 @@ def main() -> None:
     """Be one process."""
     import jax
 
-    task, asked, out = json.load(sys.stdin), list[int](), os.fdopen(os.dup(1), "wb", buffering=0)
+    task, asked, out = json.load(sys.stdin), list[int](), os.dup(1)
     os.dup2(2, 1)  # what libraries print is no report
     signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def say(found: dict[str, Any]) -> None:
-        out.write(json.dumps(found).encode() + b"\n")
+        write_all(out, json.dumps(found).encode() + b"\n")
 
     def report(event: dict[str, Any]) -> bool:
         say({"event": event})
