@@ -321,6 +321,7 @@ class Place:
 
     def clear(self, ctx: Context) -> None:
         """Remove the weights' checkpoints of an earlier run."""
+        ctx.ranks.barrier()  # all have seen whose they are
         if ctx.ranks.is_root and self.weights is not None:
             shutil.rmtree(self.weights, ignore_errors=True)
         ctx.ranks.barrier()
