@@ -118,3 +118,62 @@ def test_the_scale_of_the_loss_grows_and_falls():
 def test_finite():
     assert bool(finite({"a": jnp.ones(3), "b": [jnp.zeros(2)]})) and bool(finite({}))
     assert not bool(finite({"a": jnp.ones(3), "b": [jnp.zeros(2).at[1].set(jnp.nan)]}))
+
+
+def train(precision: Precision, steps: int = 30) -> tuple[list[float], dict]:
+    from gewu.train.mesh import Layout
+    from gewu.train.optim import Optimiser
+    from gewu.train.step import Trainer
+
+    c = ModelConfig(vocab=32, width=32, heads=4, kv_heads=2, layers=1, length=32)
+    trainer = Trainer(c, Layout(), Optimiser(learning_rate=1e-2, moments=precision.master), precision)
+    rows = (
+        np.arange(8)[:, None] * 3 + np.arange(33)[None] * (1 + np.arange(8)[:, None] % 3)
+    ) % 32  # counting in steps of 1, 2, 3
+    state, batch, losses = trainer.init(0), trainer.prepare({"tokens": rows[:, :-1], "targets": rows[:, 1:]}), []
+    for _ in range(steps):
+        state, metrics = trainer.step(state, batch)
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return train(Precision())[0]
+
+
+@pytest.mark.parametrize(
+    "precision",
+    [Precision("bf16"), Precision("bf16", master="bfloat16", scaling="dynamic"), Precision("fp8")],
+    ids=["bf16", "without masters", "fp8"],
+)
+def test_a_model_learns_in_every_precision(precision, exact):
+    losses, state = train(precision)
+    assert abs(losses[0] - exact[0]) < 0.01 and losses[-1] < 0.5 * losses[0]
+    assert 1e-5 < np.abs(np.array(losses) - exact).max() < 0.35
+    kept = {leaf.dtype for name, leaf in flat(state.params).items() if "norm" not in name}
+    assert kept == {jnp.dtype(precision.master)}
+
+
+def test_a_step_whose_loss_overflows_is_skipped_and_the_scale_falls():
+    from gewu.train.mesh import Layout
+    from gewu.train.optim import Optimiser
+    from gewu.train.step import Trainer
+
+    c = ModelConfig(vocab=8, width=8, heads=2, layers=1, length=8)
+    trainer = Trainer(c, Layout(), Optimiser(), Precision(scaling="dynamic", first=2.0**127))
+    batch = trainer.prepare({"tokens": np.zeros((2, 8), np.int32), "targets": np.arange(16).reshape(2, 8) % 8})
+    start = trainer.init(0)
+    before = jax.tree.map(np.asarray, start.params)
+    after, metrics = trainer.step(start, batch)
+    assert float(metrics["finite"]) == 0 and float(after.scale["scale"]) == 2.0**126
+    assert jax.tree.all(jax.tree.map(lambda old, new: np.array_equal(old, new), before, after.params))
+    good, metrics = trainer.step(after._replace(scale={"scale": jnp.float32(1024), "good": jnp.int32(0)}), batch)
+    assert float(metrics["finite"]) == 1 and not np.array_equal(before["embed"], good.params["embed"])
+
+
+def test_layers_multiply_in_8_bits():
+    from gewu.train.layers import dense
+
+    program = str(jax.make_jaxpr(lambda x, w: dense(x, w, Precision.of("fp8")))(jnp.ones((2, 3, 4)), jnp.ones((4, 2, 5))))
+    assert program.count("f8_e4m3fn[6,4]") and program.count("f8_e4m3fn[4,10]")

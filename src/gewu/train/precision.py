@@ -3,10 +3,10 @@
     name   products        kept      sums, norms, softmax, loss
     fp32   float32         float32   float32
     bf16   bfloat16        float32   float32
-    fp8    e4m3 and e5m2   float32   float32; all but the products of layers in bfloat16
+    fp8    e4m3 and e5m2   float32   float32; experts, scores and the output embedding multiply in bfloat16
 
 With `master="bfloat16"` parameters are kept in bfloat16 only: half the memory, and updates are rounded stochastically, without
-which steps smaller than half a unit of the last place would all be lost.
+which steps smaller than half a unit of the last place would all be lost; gradients are bfloat16 then too.
 
 fp8 (Micikevicius et al., arXiv:2209.05433): activations and weights are e4m3 (3 bits of mantissa, up to 448), gradients e5m2 (2
 bits, up to 57344). Every tensor is scaled to that range by a power of two found from its largest number now (current scaling:
