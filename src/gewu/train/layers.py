@@ -23,6 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 from gewu.ops import product as products
 from gewu.train.config import ModelConfig
 from gewu.train.mesh import Layout, copy_to, gather, reduce_from, scatter
+from gewu.train.precision import product8
 from gewu.train.spec import tree_map
 
 Weights = dict[str, Any]
@@ -54,7 +55,8 @@ def dense(x: Any, w: Any, p: Any, dims: int = 1) -> Any:
     inside, outside = w.shape[:dims], w.shape[dims:]
     rows = x.shape[: x.ndim - dims]
     flat = x.reshape(math.prod(rows), math.prod(inside)).astype(p.compute)
-    y = product(flat, w.reshape(math.prod(inside), math.prod(outside)).astype(p.compute))
+    times = product8 if p.name == "fp8" else product
+    y = times(flat, w.reshape(math.prod(inside), math.prod(outside)).astype(p.compute))
     return checkpoint_name(y, "product").reshape(*rows, *outside)
 
 
