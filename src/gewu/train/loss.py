@@ -23,7 +23,7 @@ from gewu.ops.rows import judged
 from gewu.train.layers import product
 from gewu.train.mesh import Layout, index, largest, total
 
-LOGITS: Final = 1 << 22
+LOGITS: Final = 1 << 23
 """Numbers of a block of logits."""
 
 
