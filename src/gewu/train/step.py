@@ -247,7 +247,7 @@ class Trainer:
     def program(self, names: Sequence[str]) -> Any:
         """Return the step for batches with these arrays, jitted."""
         cuts = self.batch_partitions(dict.fromkeys(names))
-        return jax.jit(self._manual(self._step, (self.partitions, cuts), (self.partitions, PartitionSpec())), donate_argnums=0)
+        return compiled(self._manual(self._step, (self.partitions, cuts), (self.partitions, PartitionSpec())), donate_argnums=0)
 
     @cached_property
     def _programs(self) -> dict[Any, Any]:
