@@ -73,7 +73,9 @@ def _open(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         if data[:2] == b"PK" or data[:1] == b"\x80":
             raise InputError("pickled weights are refused", file=path, hint=hint)
         allowed = f"2 to {min(HEADER_BYTES, max(len(data) - 8, 0))}"
-        raise StoreError("is cut short, or no safetensors file", file=path, key="length of the header", value=size, allowed=allowed)
+        raise StoreError(
+            "is cut short, or no safetensors file", file=path, key="length of the header", value=size, allowed=allowed
+        )
     header = _header(data[8 : 8 + size], path)
     texts = header.pop("__metadata__", {})
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):

@@ -33,7 +33,7 @@ import numpy as np
 from jax.tree_util import tree_flatten_with_path
 
 from gewu.core.crc32c import crc32c
-from gewu.core.errors import GewuError, InputError, StoreError
+from gewu.core.errors import GewuError, InputError, ResourceError, StoreError
 from gewu.core.files import DirectoryLock, read_capped, storage_error, sweep_temporaries, write_atomic
 from gewu.formats import safetensors
 from gewu.train import keeper
@@ -91,7 +91,8 @@ class Checkpoints:
             InputError: the folder holds checkpoints of another run.
             ResourceError: another run writes there.
         """
-        self._settle(step)
+        if not self._settle(step):
+            return
         tensors, pieces, boxes = dict[str, Any](), dict[str, Any](), dict[str, tuple[str, Box]]()
         for name, rows, row, leaf in _leaves(state):
             tensors[name] = {"dtype": safetensors.NAMES[np.dtype(leaf.dtype)], "shape": [*rows, *leaf.shape]}
@@ -103,7 +104,9 @@ class Checkpoints:
                     boxes[key] = name, (start, shape)
                     pieces[key] = self._copied(key, np.asarray(shard.data)[part].reshape(shape))
         fields = {"format": FORMAT, "step": step, "processes": jax.process_count(), "identity": self.identity, "extra": extra}
-        self._written.clear(), self._abandoned.clear()
+        self._written.clear()
+        self._abandoned.clear()
+        self._stands = False
         self._thread = threading.Thread(target=self._write, args=(step, fields | {"tensors": tensors}, pieces, boxes))
         self._thread.start()
 
@@ -182,30 +185,33 @@ class Checkpoints:
                     yield (layers[first], *start[1:]), (k - first, *size[1:]), slice(first, k)
                     first = k
 
-    def _settle(self, step: int | None) -> None:
-        """Wait for the last save, agree with all processes how it went, and make the folder ready for the next."""
+    def _settle(self, step: int | None) -> bool:
+        """Wait for the last save, agree with all processes how it went; make the folder ready for the next, or return False."""
         if self._thread:
             self._written.wait()
-        problem: Exception | None = self._error
+        code, problem = int(self._error is not None), None
         if step is not None and jax.process_index() == 0:
             try:
                 self._claim(step)
-            except GewuError as error:
-                problem = error
-        failed = [number for number, code in enumerate(_allgather(problem is not None)) if code]
-        if failed:
+            except GewuError as error:  # a full disk costs a checkpoint, another run or a wrong folder the run
+                problem, code = error, 2 if isinstance(error.__cause__, OSError) else 3
+        codes = _allgather(code)
+        if 1 in codes:
             self._abandoned.set()
         if self._thread:
             self._thread.join()
             self._thread = None
-        problem, self._error = self._error or problem, None
-        if not failed and problem is None:
-            return
-        self._stands = False
-        if problem is not None and (isinstance(problem, InputError) or not isinstance(problem, GewuError) or self._lock is None):
-            raise problem
-        text = f"a checkpoint could not be written: {problem or f'process {failed[0]} failed'}; training goes on"
-        self.messages.append(text)
+        error, self._error = self._error, None
+        if max(codes) == 3:
+            raise problem or ResourceError("process 0 cannot use the folder of the checkpoints", file=self.folder)
+        if error is not None and not isinstance(error, GewuError):
+            raise error
+        for text in (error, problem, *(f"process {number} failed" for number, code in enumerate(codes) if code == 1)):
+            if text is not None:
+                self._stands = False
+                self.messages.append(f"a checkpoint could not be written, training goes on: {text}")
+                break
+        return max(codes) < 2
 
     def _claim(self, step: int) -> None:
         """Keep other runs out and remove what an interrupted one, or a future that was given up, has left."""
@@ -217,14 +223,13 @@ class Checkpoints:
             lock = DirectoryLock(self.folder)
             lock.__enter__()
             self._lock = lock
-        whole = [source.step for source in _on_disk(self.folder)]
-        if whole and not self._known:
+        folders = {number: path for path in self.folder.glob("step-*") if (number := _step_of(path)) is not None}
+        if folders and not self._known:
             hint = "load from it, or choose another folder"
-            raise InputError("holds the checkpoints of another run", file=self.folder, value=f"step {whole[0]}", hint=hint)
+            raise InputError("holds the checkpoints of another run", file=self.folder, value=f"step {max(folders)}", hint=hint)
         self._known = True
-        for path in self.folder.glob("step-*"):
-            number = _step_of(path)
-            if number is not None and (number >= step or number not in whole):
+        for number, path in folders.items():
+            if number >= step or not (path / "index.json").exists():
                 _remove(path)
 
     def _write(self, step: int, fields: dict[str, Any], pieces: dict[str, Any], boxes: dict[str, tuple[str, Box]]) -> None:
@@ -241,8 +246,7 @@ class Checkpoints:
                 listed.append(entry | {"offset": len(head) + place, "crc32c": _checksums(pieces[key])})
             size = len(head) + sum(piece.nbytes for piece in pieces.values())
             record = fields | {"files": {file: size}, "pieces": listed}
-            if self._peers:
-                keeper.put(self._peers, number, step, record, [head, *(_bytes(pieces[key]) for key in places)])
+            self._leave_to_peers(number, step, record, [head, *(_bytes(pieces[key]) for key in places)])
             folder = self.folder / f"step-{step:08d}"
             folder.mkdir(exist_ok=True)
             safetensors.write(folder / file, pieces)
@@ -258,6 +262,13 @@ class Checkpoints:
         finally:
             self._written.set()
 
+    def _leave_to_peers(self, number: int, step: int, record: dict[str, Any], parts: list[Any]) -> None:
+        if self._peers:
+            try:
+                keeper.put(self._peers, number, step, record, parts)
+            except GewuError as error:
+                self.messages.append(f"the state of step {step} is only on the disk: {error}")
+
     def _complete(self, folder: Path, count: int) -> None:
         paths = [folder / f"process-{number:04d}.json" for number in range(count)]
         while not all(path.exists() for path in paths):
@@ -268,8 +279,10 @@ class Checkpoints:
         write_atomic(folder / "index.json", _sealed(_merged(records)))
         for path in paths:
             path.unlink(missing_ok=True)
-        for source in _on_disk(self.folder)[self.keep :]:
-            _remove(source.folder)
+        oldest = _on_disk(self.folder)[: self.keep][-1].step
+        for path in self.folder.glob("step-*"):
+            if (number := _step_of(path)) is not None and number < oldest:
+                _remove(path)
         sweep_temporaries(self.folder)
 
     # ------------------------------------------------------------------ load
@@ -281,7 +294,7 @@ class Checkpoints:
         newest = disk[0].step if disk else -1
         for path in self.folder.glob("step-*"):
             number = _step_of(path)
-            text = f"the checkpoint of step {number} is not complete, an older one is used: {path.name} has no index"
+            text = f"the checkpoint of step {number} is not complete, an older one is used: {path.name} has no whole index"
             if number is not None and number > newest and text not in self.messages:
                 self.messages.append(text)
         return sorted([*found, *disk], key=lambda source: (-source.step, isinstance(source, _Disk)))
@@ -458,5 +471,3 @@ def _allgather(code: bool) -> list[int]:
     from jax.experimental.multihost_utils import process_allgather
 
     return [int(each) for each in np.asarray(process_allgather(np.int32(code))).reshape(-1)]
-
-

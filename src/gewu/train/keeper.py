@@ -85,11 +85,6 @@ def _answer(kept: _Kept, ask: dict[str, Any], stream: Any) -> tuple[Any, Any]:
         case "list":
             states_of = kept.items()
             return [[owner, step, record] for owner, states in states_of for step, (record, _) in states.items()], b""
-        case "forget":
-            for states in kept.values():
-                for step in [step for step in states if step >= ask["step"]]:
-                    del states[step]
-            return {}, b""
     data = kept.get(ask["owner"], {}).get(ask["step"], ({}, bytearray()))[1]
     part = memoryview(data)[ask["offset"] : ask["offset"] + ask["bytes"]]
     return {"bytes": len(part)}, part
@@ -142,17 +137,16 @@ def get(address: str, owner: int, step: int, offset: int, size: int) -> bytes:
 
 def found(addresses: Sequence[str]) -> list[tuple[int, list[dict[str, Any]], dict[str, tuple[str, int]]]]:
     """Return the complete states that the keepers hold together: step, record of each process, where each file is."""
-    states: dict[int, dict[int, tuple[dict[str, Any], str]]] = {}
+    states: dict[tuple[int, int], dict[int, tuple[dict[str, Any], str]]] = {}
     for address in addresses:
         try:
             listed = _asked(address, {"do": "list"})[0]
         except StoreError:
             continue
         for owner, step, record in listed:
-            states.setdefault(step, {})[owner] = record, address
+            states.setdefault((step, record["processes"]), {})[owner] = record, address
     complete = []
-    for step, owners in states.items():
-        count = next(iter(owners.values()))[0]["processes"]
+    for (step, count), owners in states.items():
         if sorted(owners) == list(range(count)):
             where = {name: (address, owner) for owner, (record, address) in owners.items() for name in record["files"]}
             complete.append((step, [owners[owner][0] for owner in range(count)], where))
