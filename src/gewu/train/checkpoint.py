@@ -77,7 +77,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._written, self._abandoned = threading.Event(), threading.Event()
         self._error: Exception | None = None
-        self._stands, self._known = True, False
+        self._stands, self._known, self._writing = True, False, -1
 
     def save(self, state: Any, extra: dict[str, Any], step: int) -> None:
         """Begin to write a state; the next `save` or `wait` waits for the end.
@@ -106,7 +106,7 @@ class Checkpoints:
         fields = {"format": FORMAT, "step": step, "processes": jax.process_count(), "identity": self.identity, "extra": extra}
         self._written.clear()
         self._abandoned.clear()
-        self._stands = False
+        self._stands, self._writing = False, step
         self._thread = threading.Thread(target=self._write, args=(step, fields | {"tensors": tensors}, pieces, boxes))
         self._thread.start()
 
@@ -229,7 +229,7 @@ class Checkpoints:
             raise InputError("holds the checkpoints of another run", file=self.folder, value=f"step {max(folders)}", hint=hint)
         self._known = True
         for number, path in folders.items():
-            if number >= step or not (path / "index.json").exists():
+            if number >= step or (number != self._writing and not (path / "index.json").exists()):
                 _remove(path)
 
     def _write(self, step: int, fields: dict[str, Any], pieces: dict[str, Any], boxes: dict[str, tuple[str, Box]]) -> None:
