@@ -201,7 +201,9 @@ def test_only_the_needed_blocks_are_read(tmp_path: Path, eight: Any, monkeypatch
     monkeypatch.setattr(checkpoint, "crc32c", lambda data, real=checkpoint.crc32c: sums.append(len(data)) or real(data))
     part = SimpleNamespace(  # what another process of two asks for: rows 6 and 7
         shape=(8, 64), dtype=np.dtype("f4"), sharding=SimpleNamespace(
-            addressable_devices_indices_map=lambda shape: {d: i for d, i in place.devices_indices_map(shape).items() if d.id >= 6},
+            addressable_devices_indices_map=lambda shape: {
+                device: index for device, index in place.devices_indices_map(shape).items() if device.id >= 6
+            },
             shard_shape=lambda shape: (1, 64),
         ),
     )  # fmt: skip

@@ -1,9 +1,10 @@
-"""Several processes of one machine that train together: started, watched, and started again with those left when one is lost.
+"""Several processes of one machine that train together: started, watched, and started again when one is lost.
 
 The supervisor starts `python -m gewu.train.elastic` N times with a task on standard input; each child joins `jax.distributed` and
 calls the target. What a child reports is a line of JSON on its standard output, and a sign that it lives; the supervisor answers
 nothing, but SIGTERM asks all of them to stop. When one ends without a result or is silent for too long, it is named, the others
-are ended, and N - 1 begin anew: the target finds the last checkpoint by itself.
+are ended, and all begin anew, `restarts` times; after that one less each time. The target finds the last checkpoint by itself:
+the supervisor keeps the newest pieces of all processes in its memory (`gewu.train.keeper`), and they are on the disk as well.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import secrets
 import selectors
 import signal
 import socket
@@ -22,13 +24,14 @@ from typing import Any
 
 from gewu.core.errors import ConvergenceError, GewuError, InputError, ResourceError, StoreError
 from gewu.core.files import write_all
+from gewu.train import keeper
 
 ERRORS = {kind.__name__: kind for kind in (InputError, ConvergenceError, ResourceError, StoreError, GewuError)}
 
 
 def run(
     target: str, arguments: dict[str, Any], processes: int, *, hang_timeout_s: float, event: Callable[[dict[str, Any]], None],
-    stop: Callable[[], bool], warn: Callable[[str], None],
+    stop: Callable[[], bool], warn: Callable[[str], None], restarts: int = 0,
 ) -> Any:  # fmt: skip
     """Call a function in several processes and return what that of process 0 returned.
 
@@ -40,27 +43,33 @@ def run(
         event: takes what process 0 reports.
         stop: whether they are to stop.
         warn: takes a text about a process that was lost.
+        restarts: how often all begin anew after a loss.
 
     Raises:
         ResourceError: the last process was lost.
         GewuError: what a process raised.
     """
-    while True:
-        group = _Group(target, arguments, processes)
-        try:
-            lost = group.watch(hang_timeout_s, event, stop)
-        finally:
-            group.end()
-        if lost is None:
-            return group.result
-        processes -= 1
-        if not processes:
-            raise ResourceError(lost, hint="run the same job again to go on from the last checkpoint")
-        warn(f"{lost}; {processes} go on from the last checkpoint")
+    token = secrets.token_hex(16)
+    with keeper.Keeper(token=token) as memory:
+        while True:
+            group = _Group(target, arguments, processes, memory.address, token)
+            try:
+                lost = group.watch(hang_timeout_s, event, stop)
+            finally:
+                group.end()
+            if lost is None:
+                return group.result
+            if restarts:
+                restarts -= 1
+            else:
+                processes -= 1
+            if not processes:
+                raise ResourceError(lost, hint="run the same job again to go on from the last checkpoint")
+            warn(f"{lost}; {processes} go on from the last checkpoint")
 
 
 class _Group:
-    def __init__(self, target: str, arguments: dict[str, Any], processes: int) -> None:
+    def __init__(self, target: str, arguments: dict[str, Any], processes: int, memory: str, token: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -68,8 +77,11 @@ class _Group:
         self.children, self.heard = [], [time.monotonic()] * processes
         for number in range(processes):
             task = {"target": target, "arguments": arguments, "address": address, "processes": processes, "number": number}
+            task["keeper"] = memory
             command = [sys.executable, "-m", "gewu.train.elastic"]
-            child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {keeper.TOKEN: token}
+            )
             assert child.stdin is not None
             child.stdin.write(json.dumps(task).encode())
             child.stdin.close()
@@ -134,6 +146,7 @@ def main() -> None:
         say({"event": event})
         return bool(asked)
 
+    keeper.started.append(task["keeper"])
     if task["processes"] > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(task["address"], task["processes"], task["number"], initialization_timeout=120)

@@ -125,6 +125,9 @@ class Config:
 
     layout: str = schema.field("auto", meaning='auto, or axes such as "fsdp=4 tp=2 sp micro=4"')
     processes: int = schema.field(1, minimum=1, maximum=4096, meaning="processes on this machine, watched and restarted")
+    restarts: int = schema.field(
+        3, minimum=0, meaning="times that all processes begin again after one was lost; then with those left", expert=True
+    )
     hang_timeout_s: float = schema.field(
         300.0, unit="s", exclusive_minimum=0.0, meaning="silence after which a process counts as hung"
     )
@@ -217,7 +220,7 @@ def train(config: Config, ctx: Context, place: Place) -> bool:
     fit = Fit(
         trainer, stream, steps, ctx, flops=flops / tokens if found.kind == "text" else flops, peak_flops=peak,
         validate=partial(held_loss, trainer, stream, most=config.evaluate_batches) if config.validation else None,
-        every=config.evaluate_every or max(1, steps // 20), checkpoints=store, save_every=config.checkpoint_every, run=place.run,
+        every=config.evaluate_every or max(1, steps // 20), checkpoints=store, save_every=config.checkpoint_every,
         on_nan=config.on_nan, begin=int(state.step), rows=config.batch if found.kind != "text" else 0,
         progress=Progress.of(extra["progress"]) if extra else Progress(),
     )  # fmt: skip
@@ -233,6 +236,8 @@ def train(config: Config, ctx: Context, place: Place) -> bool:
         return stopped
     finally:
         stream.close()
+        if store is not None:
+            store.close()
 
 
 def layout_of(config: Config, model: Any, optimiser: Any, precision: Any) -> Any:
@@ -283,7 +288,10 @@ def optimiser_of(config: Config, steps: int) -> Any:
     """Return the optimiser of a job."""
     from gewu.train.optim import Optimiser
 
-    return Optimiser(learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    return Optimiser(
+        config.optimiser, config.learning_rate, config.schedule if steps > 1 else "constant", steps=steps,
+        warmup=config.warmup or min(max(1, steps // 20), steps - 1), weight_decay=config.weight_decay, clip=config.clip,
+    )  # fmt: skip
 
 
 def _methods(config: Config, found: Any) -> list[str]:
@@ -329,27 +337,36 @@ class Place:
 
 def _checkpoints(config: Config, ctx: Context, place: Place, trainer: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Return the checkpoints, the state to begin from, and what was kept beside it."""
-    store = None
-    if place.weights is not None and config.checkpoint_every:
-        from gewu.train.checkpoint import Checkpoints
-
-        store = Checkpoints(place.weights, keep=config.keep)
-        if store.latest() is not None:
+    store = _store(config, place, trainer)
+    if store is not None and store.latest() is not None:
+        try:
             state, extra = store.load(trainer.abstract())
-            if extra["run"] == place.run:
-                ctx.log(f"goes on behind step {int(state.step)}")
-                return store, state, extra
+            ctx.log(f"goes on behind step {int(state.step)}")
+            return store, state, extra
+        except InputError:  # they are of another run
             if config.checkpoints:
-                hint = "name another folder, or remove this one"
-                raise InputError("holds the checkpoints of another run", file=place.weights, key="checkpoints", hint=hint)
+                raise
             place.clear(ctx)
-            store = Checkpoints(place.weights, keep=config.keep)
+            store = _store(config, place, trainer)
     state = trainer.init(config.seed)
     from gewu.train.material import pretrained
 
     if given := pretrained(config):
         state = state._replace(params=given.params(trainer))
     return store, state, {}
+
+
+def _store(config: Config, place: Place, trainer: Any) -> Any:
+    if place.weights is None or not config.checkpoint_every:
+        return None
+    from gewu.train.checkpoint import Checkpoints
+
+    layers = None
+    if trainer.layout.interleave > 1:
+        from gewu.train.pipeline import order
+
+        layers = order(trainer.config.layers, trainer.layout)
+    return Checkpoints(place.weights, config.keep, identity=place.run, layers=layers)
 
 
 def _write_model(ctx: Context, found: Any, trainer: Any, state: Any, place: Place) -> None:
@@ -465,7 +482,7 @@ def _supervise(config: Config, ctx: Context) -> None:
     found = elastic.run(
         "gewu.train.member:member", json.loads(json.dumps(arguments | {"run": place.run})), config.processes,
         hang_timeout_s=config.hang_timeout_s, event=event,
-        stop=lambda: ctx.stop_requested, warn=ctx.warn,
+        stop=lambda: ctx.stop_requested, warn=ctx.warn, restarts=config.restarts,
     )  # fmt: skip
     if found["stopped"]:
         ctx.checkpoint({"run": place.run})

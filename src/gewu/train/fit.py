@@ -7,7 +7,7 @@ weights, so that a run that was killed goes on as if it had not been: same batch
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -64,6 +64,7 @@ class Progress:
         skipped: steps without effect: not finite.
         rewinds: how often the run went back to a checkpoint.
         seconds, counted: time of the steps whose time is known (not those that compiled), and their tokens.
+        stalled: time for which checkpoints kept the next step waiting.
     """
 
     curve: Curve = field(default_factory=Curve)
@@ -73,6 +74,7 @@ class Progress:
     rewinds: int = 0
     seconds: float = 0.0
     counted: float = 0.0
+    stalled: float = 0.0
 
     def state(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
@@ -96,7 +98,6 @@ class Fit:
         flops: that the model needs for a token of text, or else a sample; peak_flops: a second, of all devices.
         validate: called with parameters, returns the held-out loss; None for never. `every`: so many steps.
         checkpoints: of `checkpoint`, or None. `save_every`: so many steps; 0 only when the run is to stop.
-        run: identity of the run; checkpoints of another are not used.
         on_nan: "stop" or "rewind".
         begin: step of the state that `go` gets. rows: samples of a batch without text.
         progress: of the run so far.
@@ -112,7 +113,6 @@ class Fit:
     every: int = 0
     checkpoints: Any = None
     save_every: int = 0
-    run: str = ""
     on_nan: str = "stop"
     begin: int = 0
     rows: int = 0
@@ -143,10 +143,12 @@ class Fit:
                 clock = time.perf_counter()
             stop = self.ctx.stop_requested and step < self.steps
             if self.checkpoints and (stop or (self.save_every and (step % self.save_every == 0 or step == self.steps))):
-                extra = {"run": self.run, "data": cursor, "progress": self.progress.state()}
+                extra = {"data": cursor, "progress": self.progress.state()}
+                begin = time.perf_counter()
                 self.checkpoints.save(state, extra, step)
-                for text in self._messages():
-                    self.ctx.warn(text)
+                self.progress.stalled += time.perf_counter() - begin
+                self._tell()
+                clock = time.perf_counter()
             if stop:
                 self.ctx.checkpoint({"step": step})
                 self._finish()
@@ -200,12 +202,15 @@ class Fit:
         hint = 'lower learning_rate, or clip; on_nan = "rewind" goes back to the last checkpoint and past these samples'
         raise ConvergenceError(f"the loss of step {step} is not finite, first in {where}", key="train", value=step, hint=hint)
 
-    def _messages(self) -> Iterable[str]:
-        return getattr(self.checkpoints, "messages", ()) if self.checkpoints else ()
+    def _tell(self) -> None:
+        """Pass on what went wrong with checkpoints without ending the run."""
+        while self.checkpoints.messages:
+            self.ctx.warn(self.checkpoints.messages.pop(0))
 
     def _finish(self) -> None:
         if self.checkpoints:
             self.checkpoints.wait()
+            self._tell()
 
 
 def measure_peak(dtype: Any, devices: int, seconds: float = 0.3) -> float:

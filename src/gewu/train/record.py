@@ -70,6 +70,7 @@ def report(config: Any, ctx: Context, found: Any, fit: Any, state: Any) -> None:
     if p.validation:
         ctx.number("validation_loss", p.validation[-1][1], units["loss"])
     if p.seconds:
+        ctx.number("checkpoint_stall", p.stalled / p.seconds, "1")
         speed = p.counted / p.seconds
         ctx.number("tokens_per_s" if found.kind == "text" else "samples_per_s", speed, "1/s")
         ctx.number("mfu", speed * fit.flops / fit.peak_flops, "1")
