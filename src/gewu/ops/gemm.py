@@ -322,7 +322,7 @@ _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 _making = threading.Lock()
 
 
-def _functions(kind: str, cache: Path | None) -> tuple[Any, Any, llvm.Library]:
+def functions(kind: str, cache: Path | None) -> tuple[Any, Any, llvm.Library]:
     """Return pack, multiply and what keeps them alive: made once, by the thread that comes first."""
     with _making:
         return _made(kind, cache)
@@ -355,7 +355,7 @@ class Operands:
 
 def pack(kind: str, o: Operands, target: int, threads: int, cache: Path | None = None) -> None:
     """Pack A to an address with `packed_bytes` bytes."""
-    call, _, _library = _functions(kind, cache)
+    call, _, _library = functions(kind, cache)
     panels = -(-o.rows // shape(kind).rows)
     run_ranges(lambda lo, hi: call(o.a, target, o.si, o.sk, o.rows, o.inner, lo, hi), _cut(panels, threads), threads)
 
@@ -368,7 +368,7 @@ def packed_bytes(kind: str, o: Operands) -> int:
 
 def multiply(kind: str, o: Operands, threads: int, cache: Path | None = None, packed: int = 0) -> None:
     """Compute C = A B with up to `threads` threads; `packed`: where A lies packed already."""
-    (_, run, _library), block = _functions(kind, cache), shape(kind)
+    (_, run, _library), block = functions(kind, cache), shape(kind)
     panels, strips = -(-o.rows // block.rows), -(-o.columns // block.columns)
     if not packed:
         held = scratch("packed", packed_bytes(kind, o))

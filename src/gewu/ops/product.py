@@ -68,7 +68,7 @@ def _product(a: Any, b: Any, ta: bool, tb: bool, out: str) -> Any:
     n = b.shape[0] if tb else b.shape[1]
     if m * n * k == 0:
         return jnp.zeros((m, n), out)
-    rounded = out == "bfloat16" and k <= _longest()
+    rounded = out == "bfloat16" and k <= longest()
     like = jax.ShapeDtypeStruct((m, n), jnp.bfloat16 if rounded else jnp.float32)
     call = jax.ffi.ffi_call(_target(ta, tb, rounded, product_kernel.has_pairs()), like, vmap_method="sequential")
     return call(a, b).astype(out)
@@ -89,7 +89,7 @@ def _backward(ta: bool, tb: bool, out: str, operands: Any, g: Any) -> Any:
 _product.defvjp(_forward, _backward)
 
 
-def _longest() -> int:
+def longest() -> int:
     """Return the longest sum that leaves the registers rounded."""
     return product_kernel.DEPTH * (2 if product_kernel.has_pairs() else 1)
 
@@ -131,7 +131,7 @@ def multiply(
         threads: at most so many.
     """
     m, n, k = sizes
-    pack, run = _functions(pairs)
+    pack, run = functions(pairs)
     block = shape("f32")
     step = 2 if pairs else 1
     panels, strips = -(-m // block.rows), -(-n // block.columns)
@@ -158,7 +158,8 @@ def _cut(count: int, pieces: int) -> list[tuple[int, int]]:
     return [(lo, min(lo + length, count)) for lo in range(0, count, length)]
 
 
-def _functions(pairs: bool) -> tuple[Any, Any]:
+def functions(pairs: bool) -> tuple[Any, Any]:
+    """Return pack and multiply as functions."""
     with _making:
         return _made(pairs)[:2]
 

@@ -1,8 +1,9 @@
 """Attention: softmax(q · k / sqrt(C)) · v over the keys that a token may see.
 
 A token sees keys at or before its own place in the row (`causal`), at most `window` of them, and only those of its own document
-(`segments`). Three ways give the same numbers:
+(`segments`). Four ways give the same numbers:
 
+    heads    CPUs, short rows: one head after the other in the cache (`ops.attend`)
     blocks   one device: rows of queries in blocks, each with just the keys it can see; scores of one block are alive at a time
     ring     cp devices: each holds chunks i and 2n - 1 - i of 2n (zigzag, so all work alike); keys and values go around the ring,
              partial sums are joined by their maxima (Liu et al., arXiv:2310.01889; Brandon et al., arXiv:2311.09431)
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from gewu.core.errors import InputError
+from gewu.ops import attend
 from gewu.train.config import ModelConfig
 from gewu.train.mesh import Layout, index, shift
 
@@ -42,6 +44,20 @@ class Place(NamedTuple):
 
     index: Any
     segments: Any = None
+
+
+def split(qkv: Any) -> tuple[Any, Any, Any]:
+    """Return queries (b, t, K, G, C), keys and values (b, t, K, C) of all three side by side."""
+    return qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
+
+
+def gather_heads(qkv: Any, place: Place, c: ModelConfig, at: Layout) -> Any:
+    """Return `attention` of queries, key and value side by side, (b, t, K, G + 2, C)."""
+    b, t, K, _, _ = qkv.shape
+    if at.cp == 1 and (c.causal or not c.window) and attend.usable(t, qkv.dtype):
+        segments = jnp.zeros((0, t), jnp.int32) if place.segments is None else place.segments
+        return attend.attend(qkv, segments, c.causal, c.window).reshape(b, t, K, -1)
+    return attention(*split(qkv), place, c, at)
 
 
 def attention(q: Any, k: Any, v: Any, place: Place, c: ModelConfig, at: Layout) -> Any:

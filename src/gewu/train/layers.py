@@ -21,8 +21,10 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from gewu.ops import product as products
+from gewu.ops import rows as fused
 from gewu.train.config import ModelConfig
 from gewu.train.mesh import Layout, copy_to, gather, reduce_from, scatter
+from gewu.train.precision import product8
 from gewu.train.spec import tree_map
 
 Weights = dict[str, Any]
@@ -54,7 +56,9 @@ def dense(x: Any, w: Any, p: Any, dims: int = 1) -> Any:
     inside, outside = w.shape[:dims], w.shape[dims:]
     rows = x.shape[: x.ndim - dims]
     flat = x.reshape(math.prod(rows), math.prod(inside)).astype(p.compute)
-    return product(flat, w.reshape(math.prod(inside), math.prod(outside)).astype(p.compute)).reshape(*rows, *outside)
+    times = product8 if p.name == "fp8" else product
+    y = times(flat, w.reshape(math.prod(inside), math.prod(outside)).astype(p.compute))
+    return checkpoint_name(y, "product").reshape(*rows, *outside)
 
 
 def product(a: Any, b: Any, *, ta: bool = False, tb: bool = False, out: Any = None) -> Any:
@@ -68,12 +72,23 @@ def product(a: Any, b: Any, *, ta: bool = False, tb: bool = False, out: Any = No
 
 def norm(x: Any, w: Weights, name: str, c: ModelConfig) -> Any:
     """Return x normed over its last axis with the weights `name` (and `name`_bias), in the type of x."""
+    if products.usable():
+        flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        bias = w[f"{name}_bias"] if c.norm == "layer" else w[name]
+        return fused.normed(flat, w[name], bias, c.eps, c.norm == "layer").reshape(x.shape)
     x32 = x.astype(jnp.float32)
     if c.norm == "layer":
         x32 = x32 - x32.mean(-1, keepdims=True)
     scale = lax.rsqrt((x32 * x32).mean(-1, keepdims=True) + c.eps)
     y = x32 * scale * w[name]
     return (y + w[f"{name}_bias"] if c.norm == "layer" else y).astype(x.dtype)
+
+
+def biased(x: Any, bias: Any) -> Any:
+    """Return x plus a bias over its last axes, in the type of x."""
+    if not products.usable():
+        return x + bias.astype(x.dtype)
+    return fused.biased(x.reshape(-1, bias.size), bias.reshape(-1)).reshape(x.shape)
 
 
 def angles(positions: Any, c: ModelConfig) -> tuple[Any, Any]:
@@ -104,6 +119,9 @@ def leave(x: Any, at: Layout) -> Any:
 def mlp(x: Any, w: Weights, c: ModelConfig, at: Layout, p: Any, name: str = "") -> Any:
     """Return the MLP of tokens (b, t, D) that `enter` gave, to be summed over tp; name is "" or "shared_"."""
     h = dense(x, w[f"{name}up"], p)
+    if products.usable():
+        bias = w[f"{name}up_bias"] if c.bias else jnp.zeros(h.shape[-2:], jnp.float32)
+        return dense(fused.activated(h.reshape(-1, *bias.shape), bias).reshape(*h.shape[:-2], -1), w[f"{name}down"], p)
     if c.bias:
         h = h + w[f"{name}up_bias"].astype(h.dtype)
     if c.activation == "swiglu":

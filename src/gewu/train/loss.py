@@ -18,10 +18,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gewu.ops import product as products
+from gewu.ops.rows import judged
 from gewu.train.layers import product
 from gewu.train.mesh import Layout, index, largest, total
 
-LOGITS: Final = 1 << 22
+LOGITS: Final = 1 << 23
 """Numbers of a block of logits."""
 
 
@@ -81,8 +83,13 @@ def _forward(h: Any, w: Any, y: Any, count: Any, at: Layout) -> Any:
     def body(carry: Any, part: Any) -> Any:
         sum_, dw = carry
         rows, targets = part
+        weight = jnp.where(targets >= 0, 1.0 / count, 0.0)
+        if at.tp == 1 and products.usable():
+            loss, g = judged(product(rows, w, tb=True, out=jnp.float32), targets, weight, h.dtype)
+            dw = dw + product(g, rows, ta=True, out=jnp.float32)
+            return (sum_ + jnp.where(targets >= 0, loss, 0.0).sum(), dw), product(g, w)
         loss, e, s, label = _block(rows, w, targets, at)
-        weight = jnp.where(targets >= 0, 1.0 / count, 0.0)[:, None]
+        weight = weight[:, None]
         g = (e * (weight / s[:, None]) - jnp.where(columns == label[:, None], weight, 0.0)).astype(h.dtype)
         dw = dw + product(g, rows, ta=True, out=jnp.float32)
         return (sum_ + jnp.where(targets >= 0, loss, 0.0).sum(), dw), product(g, w)

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gewu.train.attention import Place, attention, places
+from gewu.train.attention import Place, gather_heads, places, split
 from gewu.train.config import ModelConfig
-from gewu.train.layers import Weights, angles, dense, enter, gathered, leave, mlp, norm, turn
+from gewu.train.layers import Weights, angles, biased, dense, enter, gathered, leave, mlp, norm, turn
 from gewu.train.loss import cross_entropy
 from gewu.train.mesh import DATA, Layout, index, reduce_from, scatter, total
 from gewu.train.spec import Specs
@@ -81,22 +81,29 @@ def embed(params: Weights, batch: Batch, c: ModelConfig, at: Layout, p: Any) -> 
 
 def project(w: Weights, x: Any, tokens: Tokens, c: ModelConfig, p: Any) -> tuple[Any, Any, Any]:
     """Return queries (b, t, K, G, C), keys and values (b, t, K, C) of normed tokens, turned by their positions."""
+    return split(projected(w, x, tokens, c, p))
+
+
+def projected(w: Weights, x: Any, tokens: Tokens, c: ModelConfig, p: Any) -> Any:
+    """Return the same side by side, (b, t, K, G + 2, C)."""
     qkv = dense(x, w["qkv"], p)
     if "qkv_bias" in w:
-        qkv = qkv + w["qkv_bias"].astype(qkv.dtype)
-    q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
+        qkv = biased(qkv, w["qkv_bias"])
+    if not c.qk_norm and tokens.cos is None:
+        return qkv
+    q, k, v = split(qkv)
     if c.qk_norm:
         rms = c.with_(norm="rms")
         q, k = norm(q, w, "q_norm", rms), norm(k, w, "k_norm", rms)
     if tokens.cos is not None:
         q, k = turn(q, tokens.cos, tokens.sin), turn(k, tokens.cos, tokens.sin)
-    return q, k, v
+    return jnp.concatenate([q, k[..., None, :], v[..., None, :]], -2)
 
 
 def after_attention(w: Weights, x: Any, gathered_: Any, c: ModelConfig, at: Layout, p: Any) -> tuple[Any, Weights]:
     """Return the tokens behind a block, from those before it and what attention (b, t, K, G·C) gathered; and auxiliary sums."""
     y = leave(dense(gathered_, w["out"], p, dims=2), at)
-    x = x + (y + w["out_bias"].astype(y.dtype) if c.bias else y)
+    x = x + (biased(y, w["out_bias"]) if c.bias else y)
     h, aux = norm(x, w, "norm2", c), nothing()
     if c.experts:
         from gewu.train.moe import moe
@@ -105,17 +112,17 @@ def after_attention(w: Weights, x: Any, gathered_: Any, c: ModelConfig, at: Layo
         y = flat.reshape(h.shape)
         if c.shared_hidden:
             y = y + leave(mlp(enter(h, at), w, c, at, p, "shared_"), at)
-            y = y + w["shared_down_bias"].astype(y.dtype) if c.bias else y
+            y = biased(y, w["shared_down_bias"]) if c.bias else y
     else:
         y = leave(mlp(enter(h, at), w, c, at, p), at)
-        y = y + w["down_bias"].astype(y.dtype) if c.bias else y
+        y = biased(y, w["down_bias"]) if c.bias else y
     return x + y, aux
 
 
 def block(w: Weights, x: Any, tokens: Tokens, c: ModelConfig, at: Layout, p: Any) -> tuple[Any, Weights]:
     """Return the tokens behind one layer, and {"aux", "dropped"}: this device's balance loss and unserved tokens."""
-    q, k, v = project(w, enter(norm(x, w, "norm1", c), at), tokens, c, p)
-    return after_attention(w, x, attention(q, k, v, tokens.place, c, at), c, at, p)
+    qkv = projected(w, enter(norm(x, w, "norm1", c), at), tokens, c, p)
+    return after_attention(w, x, gather_heads(qkv, tokens.place, c, at), c, at, p)
 
 
 def nothing() -> Weights:
@@ -125,9 +132,7 @@ def nothing() -> Weights:
 
 def _keep_products(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """Keep the results of products with weights for the backward pass; gathered weights and the rest are made again."""
-    if primitive.name == "dot_general":
-        return not parameters["dimension_numbers"][1][0]
-    return primitive.name == "ffi_call"
+    return primitive.name == "name" and parameters["name"] == "product"
 
 
 def stack(layers: Any, tree: Any, x: Any, tokens: Tokens, c: ModelConfig, at: Layout, p: Any) -> tuple[Any, Weights]:

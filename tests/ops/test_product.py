@@ -1,0 +1,128 @@
+"""Products of bfloat16 against float64, on memory and through JAX."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import product as combinations
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from gewu.ops import product as products
+from gewu.ops import product_kernel
+from gewu.ops.product import multiply, product
+
+HALF = ml_dtypes.bfloat16
+WAYS = [False, *([True] if product_kernel.has_pairs() else [])]
+FORMS = list(combinations((False, True), repeat=2))
+SIZES = [(1, 1, 1), (1, 50, 17), (14, 32, 32), (15, 33, 7), (100, 70, 129), (30, 40, 1600), (3, 300, 31)]
+EIGHT = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, PartitionSpec as P
+from gewu.ops.product import product
+r = np.random.default_rng(0)
+a = jnp.asarray(r.normal(size=(8 * 96, 80)), jnp.bfloat16)
+b = jnp.asarray(r.normal(size=(80, 64)), jnp.bfloat16)
+def f(a, b):
+    return jax.lax.scan(lambda s, _: (s + jax.lax.psum((product(a, b) ** 2).sum(), "x"), None), jnp.float32(0), None, length=3)[0]
+mesh = Mesh(np.array(jax.devices()), "x")
+g = jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(P("x"), P()), out_specs=P(), check_vma=False))
+exact = 3 * float((np.asarray(product(a, b), np.float64) ** 2).sum())
+assert len(jax.devices()) == 8 and abs(float(g(a, b)) / exact - 1) < 1e-2, (g(a, b), exact)
+"""
+
+
+def operands(m: int, n: int, k: int, ta: bool, tb: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the operands as they lie in memory, and their product in float64."""
+    random = np.random.default_rng([m, n, k])
+    a, b = random.normal(size=(m, k)).astype(HALF), random.normal(size=(k, n)).astype(HALF)
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    return (np.ascontiguousarray(a.T) if ta else a), (np.ascontiguousarray(b.T) if tb else b), exact
+
+
+def on_memory(a: np.ndarray, b: np.ndarray, ta: bool, tb: bool, *, rounded: bool, pairs: bool, threads: int = 2) -> np.ndarray:
+    """Return the product by `multiply`, between guards that must stay."""
+    m, k = a.shape[::-1] if ta else a.shape
+    n = b.shape[0] if tb else b.shape[1]
+    held = np.full(m * n + 64, 7, HALF if rounded else np.float32)
+    sa, sb = (1, m) if ta else (k, 1), (1, k) if tb else (n, 1)
+    place = held.ctypes.data + 32 * held.itemsize
+    multiply(a.ctypes.data, sa, b.ctypes.data, sb, place, (m, n, k), rounded=rounded, pairs=pairs, threads=threads)
+    assert (held[:32] == 7).all() and (held[-32:] == 7).all()
+    return held[32:-32].reshape(m, n)
+
+
+@pytest.mark.parametrize("pairs", WAYS)
+@pytest.mark.parametrize(("ta", "tb"), FORMS)
+def test_every_form_and_size_is_the_product_in_float64(ta: bool, tb: bool, pairs: bool) -> None:
+    for m, n, k in SIZES:
+        a, b, exact = operands(m, n, k, ta, tb)
+        bound = k * 2.0**-24 * 4 * (np.abs(a.T if ta else a).astype(float) @ np.abs(b.T if tb else b).astype(float)) + 1e-7
+        assert (np.abs(on_memory(a, b, ta, tb, rounded=False, pairs=pairs) - exact) <= bound).all(), (m, n, k)
+        if k <= product_kernel.DEPTH:
+            found = on_memory(a, b, ta, tb, rounded=True, pairs=pairs).astype(np.float64)
+            assert (np.abs(found - exact) <= bound + 2.0**-8 * np.abs(exact)).all(), (m, n, k)
+
+
+@pytest.mark.parametrize("pairs", WAYS)
+def test_the_number_of_threads_changes_no_bit(pairs: bool) -> None:
+    for m, n, k in ((300, 200, 150), (40, 900, 1600)):
+        a, b, _ = operands(m, n, k, False, True)
+        one, two, three = (on_memory(a, b, False, True, rounded=False, pairs=pairs, threads=count) for count in (1, 2, 3))
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_array_equal(one, three)
+
+
+@pytest.mark.parametrize(("ta", "tb"), FORMS)
+def test_gradients_are_those_of_the_plain_product(ta: bool, tb: bool) -> None:
+    a, b, _ = operands(24, 40, 56, ta, tb)
+    weight = jnp.asarray(np.random.default_rng(5).normal(size=(24, 40)), jnp.float32)
+
+    def ours(a: jax.Array, b: jax.Array) -> jax.Array:
+        return (product(a, b, ta=ta, tb=tb) * weight).sum()
+
+    def plain(a: jax.Array, b: jax.Array) -> jax.Array:
+        return ((a.T if ta else a) @ (b.T if tb else b) * weight).sum()
+
+    found = jax.jit(jax.grad(ours, (0, 1)))(jnp.asarray(a), jnp.asarray(b))
+    for mine, exact in zip(found, jax.grad(plain, (0, 1))(*(jnp.asarray(x, jnp.float32) for x in (a, b))), strict=True):
+        assert mine.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(mine, np.float32), exact, rtol=0, atol=0.02 * float(jnp.abs(exact).max()))
+
+
+def test_sums_longer_than_the_registers_are_rounded_once() -> None:
+    a, b, exact = operands(8, 16, 5000, False, False)
+    found = np.asarray(product(jnp.asarray(a), jnp.asarray(b)), np.float64)
+    wide = np.asarray(product(jnp.asarray(a), jnp.asarray(b), out=jnp.float32), np.float64)
+    np.testing.assert_allclose(wide, exact, atol=2e-4)
+    np.testing.assert_array_equal(found, wide.astype(HALF).astype(np.float64))
+
+
+def test_empty_products_are_zeros() -> None:
+    for m, n, k in ((0, 3, 4), (3, 0, 4), (3, 4, 0)):
+        found = product(jnp.ones((m, k), jnp.bfloat16), jnp.ones((k, n), jnp.bfloat16))
+        assert found.shape == (m, n) and not np.asarray(found, np.float32).any()
+
+
+def test_vmap_multiplies_one_by_one() -> None:
+    a = jnp.asarray(np.random.default_rng(3).normal(size=(3, 6, 10)), jnp.bfloat16)
+    found = jax.vmap(lambda x: product(x, x, tb=True))(a)
+    np.testing.assert_array_equal(found, jnp.stack([product(x, x, tb=True) for x in a]))
+
+
+def test_plain_leaves_the_products_to_xla() -> None:
+    assert products.usable()
+    with products.plain():
+        assert not products.usable()
+    assert products.usable()
+
+
+def test_eight_devices_multiply_at_the_same_time_within_a_loop() -> None:
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", EIGHT], env=env, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
