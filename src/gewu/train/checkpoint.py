@@ -5,9 +5,9 @@
 
 An array is known by the name that it has with all layers in one stack ("params/layers/qkv"); row 3 of it is layer 3, whether the
 state holds a stack, a list of layers, or the stack of an interleaved pipeline in its own order. `save` copies the pieces to
-memory that is kept for it (1 GB takes 0.06 s here) and returns; a thread of low priority writes them. Process 0 writes the index when
-all pieces are there: a checkpoint without an index is none. With `peers` (see `gewu.train.keeper`) each process also leaves its
-pieces in the memory of two keepers, so those that survive a machine go on without the disk.
+memory that is kept for it (1 GB takes 0.06 s here) and returns; a thread of low priority writes them. Process 0 writes the index
+when all pieces are there: a checkpoint without an index is none. With `peers` (see `gewu.train.keeper`) each process also leaves
+its pieces in the memory of two keepers, so those that survive a machine go on without the disk.
 
 `load` reads only the blocks (`BLOCK` bytes, each with a CRC-32C) that its process needs; where one is damaged on any process, all
 take the checkpoint before. `save`, `wait` and `load` are collective; all processes see one folder.
