@@ -1,7 +1,7 @@
 """safetensors: named arrays in one file, with nothing in it that could be executed.
 
     8 bytes   n, length of the header, little-endian
-    n bytes   JSON: {"__metadata__": {TEXT: TEXT}, NAME: {"dtype", "shape", "data_offsets": [begin, end]}, ...} and spaces
+    n bytes   JSON: {"__metadata__": {TEXT: TEXT}, NAME: {"dtype", "shape", "data_offsets": [begin, end]}, ...}, then spaces
     the rest  little-endian bytes of the arrays, row-major, without gaps or overlaps
 
 Arrays are read as views of the mapped file: a page is read when it is touched, so a file may be larger than memory. Written are

@@ -482,7 +482,7 @@ def _supervise(config: Config, ctx: Context) -> None:
     found = elastic.run(
         "gewu.train.member:member", json.loads(json.dumps(arguments | {"run": place.run})), config.processes,
         hang_timeout_s=config.hang_timeout_s, event=event,
-        stop=lambda: ctx.stop_requested, warn=ctx.warn, restarts=config.restarts,
+        stop=lambda: ctx.stop_requested, warn=ctx.warn, replaced=config.restarts, memory=True,
     )  # fmt: skip
     if found["stopped"]:
         ctx.checkpoint({"run": place.run})

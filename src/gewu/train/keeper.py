@@ -4,8 +4,7 @@ A keeper outlives the processes that train: the supervisor of `gewu.train.elasti
 process leaves its pieces at its own and at the next (a ring), so that any one machine may be lost. The last two states are kept,
 for the newest may be lacking a process' pieces.
 
-A request is a line of JSON, and as many bytes as it says; the answer is likewise. Who does not know the group's token is not
-heard.
+A request is a line of JSON and as many bytes as it says; so is the answer. Who does not know the group's token is not heard.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import numpy as np
 
 from gewu.core.context import Context, QuietContext
 from gewu.core.ranks import SerialRanks
+from gewu.train.elastic import fitting
 from gewu.train.engine import Config, Place, train
+from gewu.train.mesh import Layout
 
 
 class Processes(SerialRanks):
@@ -86,7 +89,12 @@ class Member(QuietContext):
 
 def member(arguments: dict[str, Any], report: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
     """Train as one process of several; return what was recorded, and whether the run was stopped before its end."""
+    import jax
+
     config = Config(**{key: tuple(value) if isinstance(value, list) else value for key, value in arguments["config"].items()})
+    if config.layout != "auto" and Layout.of(config.layout).devices > jax.device_count():  # some processes were lost
+        left = fitting(Layout.of(config.layout), jax.device_count(), config.batch)
+        config = replace(config, layout=str(left) if left.devices > 1 else "dp=1")
     place = Place(*(Path(path) if path else None for path in arguments["place"]), arguments["run"])
     ctx = Member(report)
     return {"stopped": train(config, ctx, place)} | ctx.outcome()
