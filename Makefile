@@ -69,6 +69,7 @@ check: $(STAMP)
 	$(BIN)/python tools/make_performance.py --check
 	$(BIN)/python tools/make_operators.py --check
 	$(BIN)/python tools/make_data_scale.py --check
+	$(BIN)/python tools/make_scaling.py --check
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -83,6 +84,7 @@ bench: $(STAMP)
 	$(BIN)/python tools/make_performance.py
 	$(BIN)/python tools/make_operators.py
 	$(BIN)/python tools/make_data_scale.py
+	$(BIN)/python tools/make_scaling.py
 
 targets: $(STAMP)
 	$(call debian,qemu-aarch64,qemu-user,objects for other processors)

@@ -1,0 +1,1 @@
+"""Training of large models against its peers, and plans."""

@@ -1,8 +1,8 @@
-"""Text to token numbers: UTF-8 bytes, or a trained tokenizer of the Hugging Face `tokenizers` format.
+"""Text to token numbers: UTF-8 bytes, or a trained byte-level BPE in the `tokenizer.json` of Hugging Face.
 
     bytes            token = byte, 0 ... 255;  BEGIN = 256, END = 257 (end of a document), PAD = 258;  259 numbers, uint16
     tokenizer.json   what the file says; uint16 up to 65,536 tokens, else uint32; special tokens are those of the file's own
-                     post-processor, `end` names one to append (needs the package tokenizers)
+                     post-processor, `end` names one to append (see `gewu.formats.tokenizer`)
 
 Decoding bytes is `bytes(tokens[tokens < 256]).decode()`. Samples are not packed here: `gewu.data.loader` packs documents.
 """
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gewu.core.errors import InputError
-from gewu.core.machine import extra
 from gewu.data.fields import Schema
 from gewu.data.text import Sample, text_of
+from gewu.formats.tokenizer import Tokenizer
 
 BEGIN: Final = 256
 END: Final = 257
@@ -28,20 +28,15 @@ PAD: Final = 258
 
 
 @lru_cache(8)
-def _load(path: str, end: str) -> tuple[Any, list[int], str]:
+def _load(path: str, end: str) -> tuple[Tokenizer, list[int], str]:
     """Return a tokenizer, the tokens to append and the NumPy type that holds all its tokens."""
-    tokenizers = extra("tokenizers")
     if not Path(path).is_file():
         raise InputError("there is no such tokenizer", file=path, allowed="bytes, or the path of a tokenizer.json")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(path)
-    except Exception as error:  # the package raises nothing narrower
-        raise InputError(f"is no tokenizer: {error}", file=path) from None
-    last = tokenizer.token_to_id(end) if end else None
+    tokenizer = Tokenizer.read(path)
+    last = tokenizer.token(end) if end else None
     if end and last is None:
         raise InputError("the tokenizer has no such token", file=path, key="end", value=end)
-    size = tokenizer.get_vocab_size(with_added_tokens=True)
-    return tokenizer, [last] if last is not None else [], "uint16" if size <= 65536 else "uint32"
+    return tokenizer, [last] if last is not None else [], "uint16" if tokenizer.vocab_size <= 65536 else "uint32"
 
 
 @dataclass(frozen=True)
@@ -67,14 +62,13 @@ class Tokenise:
         """Return the tokens of a text.
 
         Raises:
-            ResourceError: the package tokenizers is needed and absent.
-            InputError: the tokenizer's file is absent or damaged, or lacks the token `end`.
+            InputError: the tokenizer's file is absent, damaged or of another kind, or lacks the token `end`.
         """
         if self.tokenizer == "bytes":
             tokens = np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.uint16)
             return np.append(tokens, np.uint16(END)) if self.end else tokens
         tokenizer, last, dtype = _load(self.tokenizer, self.end)
-        return np.array(tokenizer.encode(text).ids + last, dtype)
+        return np.append(tokenizer.encode(text), np.array(last, np.uint32)).astype(dtype)
 
     def __call__(self, sample: Sample) -> Sample:
         """Return the sample with its tokens."""

@@ -21,6 +21,7 @@ ENGINES: dict[str, str] = {
     "dft": "gewu.physics.dft.engine",
     "ops": "gewu.ops.engine",
     "data": "gewu.data.engine",
+    "train": "gewu.train.engine",
 }
 """Engine name, which is also its table in the job file, → module; files are offered to them in this order."""
 

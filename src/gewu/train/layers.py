@@ -24,6 +24,7 @@ from gewu.ops import product as products
 from gewu.ops import rows as fused
 from gewu.train.config import ModelConfig
 from gewu.train.mesh import Layout, copy_to, gather, reduce_from, scatter
+from gewu.train.precision import product8
 from gewu.train.spec import tree_map
 
 Weights = dict[str, Any]
@@ -55,7 +56,9 @@ def dense(x: Any, w: Any, p: Any, dims: int = 1) -> Any:
     inside, outside = w.shape[:dims], w.shape[dims:]
     rows = x.shape[: x.ndim - dims]
     flat = x.reshape(math.prod(rows), math.prod(inside)).astype(p.compute)
-    return product(flat, w.reshape(math.prod(inside), math.prod(outside)).astype(p.compute)).reshape(*rows, *outside)
+    times = product8 if p.name == "fp8" else product
+    y = times(flat, w.reshape(math.prod(inside), math.prod(outside)).astype(p.compute))
+    return checkpoint_name(y, "product").reshape(*rows, *outside)
 
 
 def product(a: Any, b: Any, *, ta: bool = False, tb: bool = False, out: Any = None) -> Any:

@@ -132,9 +132,7 @@ def nothing() -> Weights:
 
 def _keep_products(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """Keep the results of products with weights for the backward pass; gathered weights and the rest are made again."""
-    if primitive.name == "dot_general":
-        return not parameters["dimension_numbers"][1][0]
-    return primitive.name == "ffi_call" and parameters["target_name"].startswith(("gewu_product", "gewu_attend"))
+    return primitive.name == "name" and parameters["name"] == "product"
 
 
 def stack(layers: Any, tree: Any, x: Any, tokens: Tokens, c: ModelConfig, at: Layout, p: Any) -> tuple[Any, Weights]:

@@ -8,7 +8,7 @@
 Tokens are dealt to the experts of all devices of ep through buffers of fixed size: each expert has `places` for the tokens of
 each device. What finds no place is left out of that expert's sum and counted ("dropped"); first choices come before second ones,
 then earlier tokens before later. With capacity = 0 nothing is ever dropped: without ep and sp tokens are sorted by expert and
-multiplied in ragged groups, else there is a place for every token at every expert, E · n · D numbers. Dispatch sorts expert
+multiplied in groups, else there is a place for every token at every expert, E · n · D numbers. Dispatch sorts expert
 numbers and gathers rows; no array of tokens × experts × places exists.
 
 With sp each device of tp routes its own tokens; the buffers are gathered over tp before the experts, whose inner width is cut.
@@ -17,15 +17,18 @@ With sp each device of tp routes its own tokens; the buffers are gathered over t
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from gewu.train.config import ModelConfig
-from gewu.train.layers import Weights
+from gewu.train.layers import Weights, product
 from gewu.train.mesh import DATA, Layout, copy_to, exchange, gather, reduce_from, scatter, total
+
+BLOCK: Final = 128
+"""Most rows of one product of an expert on CPUs."""
 
 
 def moe(x: Any, w: Weights, c: ModelConfig, at: Layout, p: Any) -> tuple[Any, Weights]:
@@ -114,15 +117,49 @@ def _batched(a: Any, b: Any) -> Any:
 
 
 def _ragged(x: Any, weight: Any, chosen: Any, w: Weights, c: ModelConfig, at: Layout, p: Any) -> Any:
-    """Return the sum over the experts of every token, multiplied in groups of unequal size."""
+    """Return the sum over the experts of every token, multiplied in groups of unequal size.
+
+    On CPUs each group is filled up to whole blocks of rows, with one expert for a block: XLA's own ragged product goes through
+    all rows for each expert there.
+    """
     (n, D), (E, F) = x.shape, w["experts_down"].shape[:2]
-    order, _, _, number = _sorted(chosen, E)
-    rows = copy_to(x.astype(p.compute), at, "tp")[order % n]
-    up = w["experts_up"].reshape(E, D, -1)
-    h = lax.ragged_dot(rows, up, number.astype(jnp.int32), preferred_element_type=jnp.float32).astype(rows.dtype)
-    h = _act(h.reshape(-1, c.gates, F), c)
-    made = lax.ragged_dot(h, w["experts_down"], number.astype(jnp.int32), preferred_element_type=jnp.float32).astype(rows.dtype)
-    made = reduce_from(made, at, "tp").astype(jnp.float32)
-    back = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
-    y = sum(weight[:, choice, None] * made[back[choice * n : (choice + 1) * n]] for choice in range(c.top_k))
-    return jnp.asarray(y).astype(x.dtype)
+    order, expert, first, number = _sorted(chosen, E)
+    size = 1 if jax.default_backend() == "gpu" else min(BLOCK, max(8, n * c.top_k // E))
+    number = -(-number // size)  # blocks of each expert
+    until = jnp.cumsum(number)
+    blocks = n * c.top_k // size + (E if size > 1 else 0)
+    row = (until - number)[expert] * size + jnp.arange(n * c.top_k) - first[expert]
+    token = jnp.full(blocks * size, n).at[row].set(order % n)
+    rows = copy_to(x.astype(p.compute), at, "tp").at[token].get(mode="fill", fill_value=0)
+    of = jnp.minimum(jnp.searchsorted(until, jnp.arange(blocks), side="right"), E - 1).astype(jnp.int32)
+
+    def times(a: Any, b: Any) -> Any:
+        if size > 1:
+            return _blocked(a.reshape(blocks, size, -1), b, of).reshape(blocks * size, -1)
+        return lax.ragged_dot(a, b, number.astype(jnp.int32), preferred_element_type=jnp.float32).astype(a.dtype)
+
+    h = _act(times(rows, w["experts_up"].reshape(E, D, -1)).reshape(-1, c.gates, F), c)
+    made, weight = times(h, w["experts_down"]), copy_to(weight, at, "tp")  # the sum over tp is taken once for a token
+    back = jnp.zeros_like(order).at[order].set(row).reshape(c.top_k, n)
+    y = sum(weight[:, choice, None] * made[back[choice]].astype(jnp.float32) for choice in range(c.top_k))
+    return reduce_from(jnp.asarray(y).astype(x.dtype), at, "tp")
+
+
+@jax.custom_vjp
+def _blocked(a: Any, b: Any, of: Any) -> Any:
+    """Return the products (blocks, rows, O) of a (blocks, rows, I), each with the matrix of b (E, I, O) of its number."""
+    return lax.map(lambda block: product(block[0], b[block[1]]), (a, of))
+
+
+def _blocked_back(saved: Any, g: Any) -> tuple[Any, Any, None]:
+    a, b, of = saved
+
+    def one(sums: Any, block: Any) -> tuple[Any, Any]:
+        a, g, e = block
+        return sums.at[e].add(product(a.T, g).astype(jnp.float32)), product(g, b[e].T)
+
+    sums, grads = lax.scan(one, jnp.zeros(b.shape, jnp.float32), (a, g, of))
+    return grads, sums.astype(b.dtype), None
+
+
+_blocked.defvjp(lambda a, b, of: (_blocked(a, b, of), (a, b, of)), _blocked_back)

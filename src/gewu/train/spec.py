@@ -231,21 +231,22 @@ def tree_map(function: Any, tree: Specs, *rest: Any) -> Any:
 
 
 def initial(tree: Specs, seed: int) -> Any:
-    """Return the whole parameters, float32; each depends on the seed, its name and its layer only.
+    """Return the whole parameters, as they are kept; each depends on the seed, its name and its layer only.
 
     A stack of layers and a list of them begin with the same numbers.
     """
 
     def make(name: str, param: Param) -> Any:
         if param.init != "normal":
-            return jnp.full(param.shape, float(param.init == "ones"), jnp.float32)
+            return jnp.full(param.shape, float(param.init == "ones"), param.dtype)
         parts = name.split("/")
         layer = next((int(part) for part in parts if part.isdecimal()), None)
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32("/".join(p for p in parts if not p.isdecimal()).encode()))
 
         def draw(number: Any) -> Any:
             shape = param.shape[1:] if param.stacked else param.shape
-            return jax.random.normal(key if number is None else jax.random.fold_in(key, number), shape, jnp.float32) * param.scale
+            key_ = key if number is None else jax.random.fold_in(key, number)
+            return (jax.random.normal(key_, shape, jnp.float32) * param.scale).astype(param.dtype)
 
         return jax.vmap(draw)(jnp.arange(param.shape[0])) if param.stacked else draw(layer)
 

@@ -132,7 +132,8 @@ class Trainer:
         check_jax()
         self.config, self.layout, self.optimiser, self.precision = config, layout, optimiser, precision
         listed = layout.scan is False or (layout.scan is None and config.layers <= LISTED)
-        self.specs = unstacked(specs(config)) if listed and layout.pp == 1 else specs(config)
+        tree = precision.kept(specs(config))
+        self.specs = unstacked(tree) if listed and layout.pp == 1 else tree
         for name, param in flat(self.specs).items():
             try:
                 param.local(layout)
