@@ -152,8 +152,10 @@ def together(function: int, arguments: Sequence[int], count: int, pieces: int, t
     """
     args = (ctypes.c_int64 * len(arguments))(*arguments)
     parts, alone = _parts(function, count, pieces, threads)
-    if threads == 1 or not parts.run(ctypes.addressof(args)):
-        alone(ctypes.addressof(args), None, 0, count)
+    if threads > 1 and parts.run(ctypes.addressof(args)):
+        return
+    for lo, hi in _cut(count, pieces):
+        alone(ctypes.addressof(args), None, lo, hi)
 
 
 @lru_cache(maxsize=1024)
