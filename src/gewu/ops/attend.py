@@ -10,7 +10,6 @@ dealt over threads; the result does not depend on how many.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from functools import cache, partial
 from typing import Any, Final
@@ -22,8 +21,10 @@ import numpy as np
 from gewu.ops import gemm, product, product_kernel
 from gewu.ops.cache import Cache, cache_folder
 from gewu.ops.ffi import raw_target
-from gewu.ops.lean import call, compiled, exp, narrow, view, wide
-from gewu.ops.pool import THREADS, run_ranges, scratch
+from gewu.ops.lean import HALF, INTEGER, SINGLE, at, call, compiled, entry, exp, larger, narrow, wide
+from gewu.ops.native import address_of
+from gewu.ops.pool import THREADS, scratch
+from gewu.ops.product import together
 
 LONGEST: Final = 1024
 BLOCK: Final = 128
@@ -51,6 +52,30 @@ def _hide(scores: Any, segments: Any, i: int, row: int, lo: int, hi: int) -> Non
 
 
 @compiled
+def _softmax(scores: Any, weights: Any, scale: Any) -> Any:
+    """Return the largest score and the sum of the exponentials; slices, from 0, let the loops be taken many at a time."""
+    top, total = _NEVER, _ZERO
+    for j in range(scores.size):
+        top = larger(top, scores[j])
+    for j in range(scores.size):
+        value = exp((scores[j] - top) * scale)
+        scores[j] = value
+        total += value
+    share = np.float32(1) / total
+    for j in range(scores.size):
+        weights[j] = narrow(scores[j] * share, weights[j])
+    return top, total
+
+
+@compiled
+def _softmax_back(scores: Any, slopes: Any, scale: Any, log: Any, mean: Any, weights: Any, changes: Any) -> None:
+    for j in range(scores.size):
+        value = exp(scores[j] * scale - log)
+        weights[j] = narrow(value, weights[j])
+        changes[j] = narrow(value * (slopes[j] - mean) * scale, changes[j])
+
+
+@compiled
 def _forward(qkv: Any, segments: Any, code: Any, causal: bool, window: int, out: Any, sums: Any, space: Any, task: int) -> None:
     """One row of the batch and one head of keys; `space`: scores float32 (BLOCK, t), weights (BLOCK, t)."""
     t, K, G, C = out.shape[1:]
@@ -71,16 +96,7 @@ def _forward(qkv: Any, segments: Any, code: Any, causal: bool, window: int, out:
                 lo = max(0, row + 1 - window) if window else 0
                 if segments.shape[0]:
                     _hide(scores, segments[b], i, row, lo, hi)
-                top, total = _NEVER, _ZERO
-                for j in range(lo, hi):
-                    top = max(top, scores[i, j])
-                for j in range(lo, hi):
-                    value = exp((scores[i, j] - top) * scale)
-                    scores[i, j] = value
-                    total += value
-                share = np.float32(1) / total
-                for j in range(lo, hi):
-                    weights[i, j] = narrow(scores[i, j] * share, weights[i, j])
+                top, total = _softmax(scores[i, lo:hi], weights[i, lo:hi], scale)
                 weights[i, :lo] = 0
                 weights[i, hi:n] = 0
                 sums[b, h, g, row] = top * scale + np.log(total)
@@ -114,12 +130,10 @@ def _backward(given: Any, code: Any, causal: bool, window: int, dqkv: Any, space
                 if segments.shape[0]:
                     _hide(scores, segments[b], i, row, lo, hi)
                 mean, log = _ZERO, sums[b, h, g, row]
+                ours, theirs = out[b, row, h, g], grad[b, row, h, g]
                 for c in range(C):
-                    mean += wide(out[b, row, h, g, c]) * wide(grad[b, row, h, g, c])
-                for j in range(lo, hi):
-                    value = exp(scores[i, j] * scale - log)
-                    weights[row, j] = narrow(value, weights[row, j])
-                    changes[row, j] = narrow(value * (slopes[i, j] - mean) * scale, changes[row, j])
+                    mean += wide(ours[c]) * wide(theirs[c])
+                _softmax_back(scores[i, lo:hi], slopes[i, lo:hi], scale, log, mean, weights[row, lo:hi], changes[row, lo:hi])
                 for array in (weights, changes):
                     array[row, :lo] = 0
                     array[row, hi:n] = 0
@@ -144,8 +158,45 @@ def _backward(given: Any, code: Any, causal: bool, window: int, dqkv: Any, space
                 dqkv[b, row, h, G + which, c] = narrow(total[which, row, c], dqkv[b, row, h, G + which, c])
 
 
+@compiled
+def _machine(a: Any, place: int) -> Any:
+    """Return what `_times` needs, with the scratch of its products at a place."""
+    return (a[11], a[12], place, place + a[13], a[15], a[16], a[17])
+
+
+@compiled
+def _forward_part(like: Any, a: Any, lo: int, hi: int) -> None:
+    b, t, K, G, C = a[0], a[1], a[2], a[3], a[4]
+    place = a[8] + lo // a[10] * a[9]
+    code = _machine(a, place)
+    place += a[13] + a[14]
+    space = (at(place, (BLOCK, t), SINGLE), at(place + 4 * BLOCK * t, (BLOCK, t), like))
+    qkv, segments = at(a[18], (b, t, K, G + 2, C), like), at(a[19], (a[7], t), INTEGER)
+    out, sums = at(a[20], (b, t, K, G, C), like), at(a[21], (b, K, G, t), SINGLE)
+    for task in range(lo, hi):
+        _forward(qkv, segments, code, a[5] != 0, a[6], out, sums, space, task)
+
+
+@compiled
+def _backward_part(like: Any, a: Any, lo: int, hi: int) -> None:
+    b, t, K, G, C = a[0], a[1], a[2], a[3], a[4]
+    place = a[8] + lo // a[10] * a[9]
+    code = _machine(a, place)
+    place += a[13] + a[14]
+    scores, slopes = at(place, (BLOCK, t), SINGLE), at(place + 4 * BLOCK * t, (BLOCK, t), SINGLE)
+    place += 8 * BLOCK * t
+    total, part = at(place, (2, t, C), SINGLE), at(place + 8 * t * C, (BLOCK, C), SINGLE)
+    place += 8 * t * C + 4 * BLOCK * C
+    space = (scores, slopes, at(place, (t, t), like), at(place + 4 * t * t, (t, t), like), total, part)
+    qkv, segments = at(a[18], (b, t, K, G + 2, C), like), at(a[19], (a[7], t), INTEGER)
+    out, sums = at(a[20], (b, t, K, G, C), like), at(a[21], (b, K, G, t), SINGLE)
+    given = (qkv, segments, out, sums, at(a[22], out.shape, like))
+    for task in range(lo, hi):
+        _backward(given, code, a[5] != 0, a[6], at(a[23], qkv.shape, like), space, task)
+
+
 @cache
-def _code(half: bool) -> tuple[int, int, int, int, int]:
+def _machine_code(half: bool) -> tuple[int, int, int, int, int]:
     """Return the addresses of pack and multiply, bytes of work, and rows and columns of a block."""
     block = gemm.shape("f32")
     if half:
@@ -154,57 +205,30 @@ def _code(half: bool) -> tuple[int, int, int, int, int]:
         pack, run, _ = gemm.functions("f32", Cache(cache_folder()).objects)
     source = product_kernel if half else gemm
     bytes_ = source.COLUMN_BLOCK * block.columns * source.DEPTH * 4
-    address = lambda function: int(ctypes.cast(function, ctypes.c_void_p).value or 0)  # noqa: E731
-    return address(pack), address(run), bytes_, block.rows, block.columns
+    return address_of(pack), address_of(run), bytes_, block.rows, block.columns
 
 
 @cache
 def _target(kind: str, causal: bool, window: int, back: bool) -> str:
+    """Return XLA's name of the attention, or its backward pass, of arrays of a type."""
     half = kind == "bfloat16"
+    code = entry(_backward_part if back else _forward_part, HALF if half else SINGLE)
 
-    def arrays(name: str, *wanted: tuple[tuple[int, ...], str]) -> tuple[Any, ...]:
-        """Return this thread's scratch arrays."""
-        bytes_ = [-(-math.prod(shape) * (2 if dtype == "bfloat16" else 4) // 64) * 64 for shape, dtype in wanted]
-        place, found = scratch(name, sum(bytes_)).address, []
-        for (shape, dtype), count in zip(wanted, bytes_, strict=True):
-            found.append(view(place, shape, dtype))
-            place += count
-        return tuple(found)
-
-    def code(t: int, C: int) -> tuple[int, ...]:
-        pack, run, work, rows, columns = _code(half)
+    def work(arguments: Any, results: Any) -> None:
+        b, t, K, both, C = arguments[0][1]
+        pack, run, bytes_, rows, columns = _machine_code(half)
         longest = max(t, C)
         packed = (-(-longest // rows) + 1) * rows * (longest + 2) * 4
-        return pack, run, scratch("attend-packed", packed).address, scratch("attend-work", work).address, rows, columns, int(half)
+        space = 8 * (BLOCK * t + t * C + t * t) + 4 * BLOCK * C if back else 8 * BLOCK * t
+        piece = -(-(packed + bytes_ + space) // 64) * 64
+        tasks = -(-b * K // (2 * THREADS))
+        pieces = -(-b * K // tasks)
+        place = scratch("attend", piece * pieces).address
+        head = (b, t, K, both - 2, C, int(causal), window, arguments[1][1][0], place, piece, tasks)
+        arrays = [address for address, _ in (*arguments, *results)]
+        together(code.address, (*head, pack, run, packed, bytes_, rows, columns, int(half), *arrays), b * K, pieces, THREADS)
 
-    def forward(a: Any, r: Any) -> None:
-        qkv, segments, out, sums = view(*a[0], kind), view(*a[1], "int32"), view(*r[0], kind), view(*r[1], "float32")
-        t, C = out.shape[1], out.shape[-1]
-
-        def work(lo: int, hi: int) -> None:
-            space = arrays("attend", ((BLOCK, t), "float32"), ((BLOCK, t), kind))
-            for task in range(lo, hi):
-                _forward(qkv, segments, code(t, C), causal, window, out, sums, space, task)
-
-        tasks = out.shape[0] * out.shape[2]
-        run_ranges(work, [(i, i + 1) for i in range(tasks)], THREADS)
-
-    def backward(a: Any, r: Any) -> None:
-        kinds = (kind, "int32", kind, "float32", kind)
-        given = tuple(view(*array, name) for array, name in zip(a, kinds, strict=True))
-        out, dqkv = given[2], view(*r[0], kind)
-        t, C = out.shape[1], out.shape[-1]
-        scores, square = ((BLOCK, t), "float32"), ((t, t), kind)
-
-        def work(lo: int, hi: int) -> None:
-            space = arrays("attend", scores, scores, square, square, ((2, t, C), "float32"), ((BLOCK, C), "float32"))
-            for task in range(lo, hi):
-                _backward(given, code(t, C), causal, window, dqkv, space, task)
-
-        tasks = out.shape[0] * out.shape[2]
-        run_ranges(work, [(i, i + 1) for i in range(tasks)], THREADS)
-
-    return raw_target("attend", backward if back else forward)
+    return raw_target("attend", work)
 
 
 def usable(t: int, kind: Any) -> bool:

@@ -6,7 +6,6 @@ to 2 units in the last place that loops take 16 at a time, and `call` calls mach
 
 from __future__ import annotations
 
-import ctypes
 import zlib
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +22,10 @@ from numba.extending import intrinsic  # noqa: E402
 
 FAST: Final = {"contract", "reassoc", "nsz", "arcp"}
 """Freedoms that loops may take; numbers that are not finite stay so."""
+COUNT: Final = 24
+"""Arguments of an entry, at most."""
+SINGLE, HALF, INTEGER = np.float32(0), np.uint16(0), np.int32(0)
+_WHOLE: Final = np.int64(0)
 _STAMP: Final = format(zlib.crc32(Path(__file__).read_bytes()), "08x")
 _F, _I, _J = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _EXP: Final = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0)
@@ -34,13 +37,31 @@ def compiled(function: Any) -> Any:
     return numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")(function)
 
 
-def view(address: int, shape: tuple[int, ...], kind: str) -> Any:
-    """Return memory as an array; `kind` "bfloat16" gives uint16."""
-    dtype = np.dtype(np.uint16 if kind == "bfloat16" else kind)
-    count = int(np.prod(shape, dtype=np.int64))
-    if count == 0:
-        return np.empty(shape, dtype)
-    return np.frombuffer((ctypes.c_char * (count * dtype.itemsize)).from_address(address), dtype).reshape(shape)
+def entry(function: Any, like: Any) -> Any:
+    """Return a compiled `function(like, args, lo, hi)` as code for `native.Parts`; `args` are int64, `like` says a type."""
+    count = COUNT
+
+    @numba.cfunc(types.void(types.int64, types.int64, types.int64, types.int64))  # type: ignore[untyped-decorator]
+    def enter(args: int, sizes: int, lo: int, hi: int) -> None:
+        function(like, numba.carray(pointer(args, _WHOLE), (count,)), lo, hi)
+
+    return enter
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def pointer(context: Any, address: Any, like: Any) -> Any:
+    """Return an address as a pointer to numbers of the type of `like`."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(types.CPointer(like)))
+
+    return types.CPointer(like)(types.int64, like), code
+
+
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+def at(address: int, shape: Any, like: Any) -> Any:
+    """Return the array at an address."""
+    return numba.carray(pointer(address, like), shape)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -68,6 +89,17 @@ def narrow(context: Any, x: Any, like: Any) -> Any:
         return builder.trunc(builder.lshr(up, ir.Constant(_I, 16)), ir.IntType(16))
 
     return like(types.float32, like), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def larger(context: Any, a: Any, b: Any) -> Any:
+    """Return the larger of two float32; with NaN, either: so loops are taken many at a time."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        function = builder.module.declare_intrinsic("llvm.maxnum", [_F], ir.FunctionType(_F, [_F, _F]))
+        return builder.call(function, args, fastmath=("nnan", "nsz"))
+
+    return types.float32(types.float32, types.float32), code
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, Final
 
 import jax
@@ -25,10 +25,12 @@ from gewu.ops import llvm, product_kernel
 from gewu.ops.cache import Cache, cache_folder
 from gewu.ops.ffi import raw_target
 from gewu.ops.gemm import shape
-from gewu.ops.pool import THREADS, run_ranges, scratch
+from gewu.ops.native import Parts
+from gewu.ops.pool import THREADS, scratch
 
 _SMALL: Final = 1 << 22
 """Multiplications below which one thread does it."""
+_PART: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 _making = threading.Lock()
 _off: list[bool] = []
 
@@ -131,26 +133,34 @@ def multiply(
         threads: at most so many.
     """
     m, n, k = sizes
-    pack, run = functions(pairs)
+    _, _, pack, run, _ = _functions(pairs)
     block = shape("f32")
     step = 2 if pairs else 1
     panels, strips = -(-m // block.rows), -(-n // block.columns)
     threads = 1 if m * n * k < _SMALL else threads
     # words of a row: whole blocks of DEPTH, each rounded up to whole pairs
     held = scratch("product", panels * block.rows * (-(-k // step) + 1) * 4)
-    run_ranges(lambda lo, hi: pack(a, held.address, *sa, m, k, lo, hi), _cut(panels, threads), threads)
-    bytes_ = product_kernel.COLUMN_BLOCK * block.columns * product_kernel.DEPTH * 4
+    by_rows = int(strips < min(panels, 4 * threads))
+    count, pieces = (panels, 2 * threads) if by_rows else (strips, 4 * threads)
+    together(pack, (a, held.address, *sa, m, k), panels, threads, threads)
+    together(run, (held.address, b, c, *sb, n, m, n, k, int(rounded), by_rows, panels, strips), count, pieces, threads)
 
-    def part(i0: int, i1: int, j0: int, j1: int) -> None:
-        work = scratch("product-work", bytes_)
-        run(held.address, b, c, work.address, *sb, n, m, n, k, int(rounded), i0, i1, j0, j1)
 
-    if threads == 1:
-        part(0, panels, 0, strips)
-    elif strips >= panels or strips >= 4 * threads:
-        run_ranges(lambda lo, hi: part(0, panels, lo, hi), _cut(strips, 4 * threads), threads)
-    else:
-        run_ranges(lambda lo, hi: part(lo, hi, 0, strips), _cut(panels, 2 * threads), threads)
+def together(function: int, arguments: Sequence[int], count: int, pieces: int, threads: int) -> None:
+    """Call `void f(ptr args, ptr sizes, i64 lo, i64 hi)` at an address for 0 .. count in pieces, on standing threads unless these
+    are taken.
+    """
+    args = (ctypes.c_int64 * len(arguments))(*arguments)
+    parts, alone = _parts(function, count, pieces, threads)
+    if threads > 1 and parts.run(ctypes.addressof(args)):
+        return
+    for lo, hi in _cut(count, pieces):
+        alone(ctypes.addressof(args), None, lo, hi)
+
+
+@lru_cache(maxsize=1024)
+def _parts(function: int, count: int, pieces: int, threads: int) -> tuple[Parts, Any]:
+    return Parts(function, _cut(count, pieces), threads), _PART(function)
 
 
 def _cut(count: int, pieces: int) -> list[tuple[int, int]]:
@@ -160,14 +170,18 @@ def _cut(count: int, pieces: int) -> list[tuple[int, int]]:
 
 def functions(pairs: bool) -> tuple[Any, Any]:
     """Return pack and multiply as functions."""
+    return _functions(pairs)[:2]
+
+
+def _functions(pairs: bool) -> tuple[Any, Any, int, int, Any]:
     with _making:
-        return _made(pairs)[:2]
+        return _made(pairs)
 
 
 @cache
-def _made(pairs: bool) -> tuple[Any, Any, Any]:
+def _made(pairs: bool) -> tuple[Any, Any, int, int, Any]:
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     library = llvm.jit(product_kernel.text(pairs), cache=Cache(cache_folder()).objects)
     pack = ctypes.CFUNCTYPE(None, *[pointer] * 2, *[integer] * 6)(library.address("pack_rows"))
     run = ctypes.CFUNCTYPE(None, *[pointer] * 4, *[integer] * 11)(library.address("multiply"))
-    return pack, run, library
+    return pack, run, library.address("pack_part"), library.address("part"), library

@@ -34,12 +34,17 @@ def has_pairs() -> bool:
 
 
 def text(pairs: bool) -> str:
-    """Return an LLVM module with `pack_rows` and `multiply`."""
+    """Return an LLVM module with `pack_rows` and `multiply`, and `pack_part` and `part`: the same for `native.Parts`."""
     module, block = Module(), shape("f32")
     functions = [_pack(module, block, width, pairs) for width in (block.rows, block.columns)]
     functions += [_kernel(module, block, pairs), _pack_rows(module, block, pairs), _multiply(module, block, pairs)]
     declared = f"declare <16 x float> @{_PAIR}(<16 x float>, <32 x bfloat>, <32 x bfloat>)" if pairs else ""
-    return "\n".join([module.text(), declared, *functions])
+    return llvm.words("\n".join([module.text(), declared, *functions, _PARTS.replace("WORK", str(work_bytes()))]))
+
+
+def work_bytes() -> int:
+    """Return the bytes that `multiply` packs B in."""
+    return COLUMN_BLOCK * shape("f32").columns * DEPTH * 4
 
 
 def _half(w: Writer, pointer: str, index: str) -> str:
@@ -263,3 +268,43 @@ def _multiply(module: Module, block: Shape, pairs: bool) -> str:
     w.loop("%jlo", "%jhi", COLUMN_BLOCK, columns)
     head = "ptr %packed, ptr %b, ptr %c, ptr %work, i64 %sk, i64 %sj, i64 %ldc, i64 %rows, i64 %columns, i64 %inner"
     return w.function(f"define void @multiply({head}, i64 %rounded, i64 %ilo, i64 %ihi, i64 %jlo, i64 %jhi)")
+
+
+_PARTS: Final = """
+; args: a, to, si, sk, rows, inner
+define void @pack_part(ptr %args, ptr %sizes, i64 %lo, i64 %hi) #0 {
+  %a = load ptr, ptr %args
+  %to = word ptr %args 1
+  %si = word i64 %args 2
+  %sk = word i64 %args 3
+  %rows = word i64 %args 4
+  %inner = word i64 %args 5
+  call void @pack_rows(ptr %a, ptr %to, i64 %si, i64 %sk, i64 %rows, i64 %inner, i64 %lo, i64 %hi)
+  ret void
+}
+; args: packed, b, c, sk, sj, ldc, rows, columns, inner, rounded, whether ranges are rows, panels, strips
+define void @part(ptr %args, ptr %sizes, i64 %lo, i64 %hi) #0 {
+  %work = alloca [WORK x i8], align 64
+  %packed = load ptr, ptr %args
+  %b = word ptr %args 1
+  %c = word ptr %args 2
+  %sk = word i64 %args 3
+  %sj = word i64 %args 4
+  %ldc = word i64 %args 5
+  %rows = word i64 %args 6
+  %columns = word i64 %args 7
+  %inner = word i64 %args 8
+  %rounded = word i64 %args 9
+  %which = word i64 %args 10
+  %panels = word i64 %args 11
+  %strips = word i64 %args 12
+  %by = icmp ne i64 %which, 0
+  %i0 = select i1 %by, i64 %lo, i64 0
+  %i1 = select i1 %by, i64 %hi, i64 %panels
+  %j0 = select i1 %by, i64 0, i64 %lo
+  %j1 = select i1 %by, i64 %strips, i64 %hi
+  call void @multiply(ptr %packed, ptr %b, ptr %c, ptr %work, i64 %sk, i64 %sj, i64 %ldc, i64 %rows, i64 %columns, i64 %inner,
+    i64 %rounded, i64 %i0, i64 %i1, i64 %j0, i64 %j1)
+  ret void
+}
+"""

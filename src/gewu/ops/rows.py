@@ -12,8 +12,8 @@ threads.
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, Final
 
@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gewu.ops.ffi import raw_target
-from gewu.ops.lean import compiled, exp, narrow, view, wide
-from gewu.ops.pool import THREADS, run_ranges
+from gewu.ops.lean import HALF, INTEGER, SINGLE, at, compiled, entry, exp, larger, narrow, wide
+from gewu.ops.pool import THREADS
+from gewu.ops.product import together
 
-PARTS: Final = 8
+PARTS: Final = 16
 """Parts of the rows; columns are summed in each of them first."""
 _ONE, _TWO, _HALF, _CUBE, _SLOPE = (np.float32(x) for x in (1.0, 2.0, 0.5, 0.044715, 2 * math.sqrt(2 / math.pi)))
 _THREE = np.float32(3 * 0.044715)
@@ -119,70 +120,115 @@ def _judge(logits: Any, label: Any, weight: Any, loss: Any, g: Any, lo: int, hi:
     for i in range(lo, hi):
         top, total = logits[i, 0], np.float32(0)
         for j in range(logits.shape[1]):
-            top = max(top, logits[i, j])
+            top = larger(top, logits[i, j])
         for j in range(logits.shape[1]):
             total += exp(logits[i, j] - top)
         scale = weight[i] / total
         for j in range(logits.shape[1]):
             g[i, j] = narrow(exp(logits[i, j] - top) * scale, g[i, j])
-        at = label[i] if label[i] >= 0 else 0
-        loss[i] = np.log(total) - (logits[i, at] - top)
-        g[i, at] = narrow(exp(logits[i, at] - top) * scale - weight[i], g[i, at])
+        y = label[i] if label[i] >= 0 else 0
+        loss[i] = np.log(total) - (logits[i, y] - top)
+        g[i, y] = narrow(exp(logits[i, y] - top) * scale - weight[i], g[i, y])
 
 
-def _spread(work: Callable[[int, int], None], rows: int) -> None:
-    size = -(-rows // PARTS)
-    ranges = [(lo, min(lo + size, rows)) for lo in range(0, rows, size)]
-    run_ranges(work, ranges, THREADS)
+@compiled
+def _span(n: int, part: int) -> tuple[int, int]:
+    size = -(-n // PARTS)
+    return min(n, part * size), min(n, (part + 1) * size)
 
 
-def _summed(work: Callable[[Any, int, int], None], rows: int, out: list[Any]) -> None:
-    """Let `work` add what its rows give to columns, and write the sums to `out`, one a row of its sums."""
-    sums = np.zeros((PARTS, len(out), out[0].size), np.float32)
-    size = max(1, -(-rows // PARTS))
-    _spread(lambda lo, hi: work(sums[lo // size], lo, hi), rows)
-    for row, target in enumerate(out):
-        target[...] = sums[:, row].sum(0).reshape(target.shape)
+@compiled
+def _norm_part(like: Any, a: Any, lo: int, hi: int) -> None:
+    n, D, flag = a[0], a[1], a[3] != 0
+    x, gain, bias, y = at(a[5], (n, D), like), at(a[6], (D,), SINGLE), at(a[7], (D,), SINGLE), at(a[8], (n, D), like)
+    for part in range(lo, hi):
+        _norm(x, gain, bias, at(a[4], (1,), SINGLE)[0], flag, y, *_span(n, part))
+
+
+@compiled
+def _norm_back_part(like: Any, a: Any, lo: int, hi: int) -> None:
+    n, D, flag = a[0], a[1], a[3] != 0
+    x, gain, g, dx = at(a[5], (n, D), like), at(a[6], (D,), SINGLE), at(a[7], (n, D), like), at(a[8], (n, D), like)
+    sums = at(a[9], (PARTS, 2, D), SINGLE)
+    for part in range(lo, hi):
+        _norm_back(x, gain, g, at(a[4], (1,), SINGLE)[0], flag, dx, sums[part], *_span(n, part))
+
+
+@compiled
+def _act_part(like: Any, a: Any, lo: int, hi: int) -> None:
+    n, F, gates = a[0], a[1], a[2]
+    h, bias, y = at(a[5], (n, gates, F), like), at(a[6], (gates, F), SINGLE), at(a[7], (n, F), like)
+    for part in range(lo, hi):
+        _act(h, bias, gates == 2, y, *_span(n, part))
+
+
+@compiled
+def _act_back_part(like: Any, a: Any, lo: int, hi: int) -> None:
+    n, F, gates = a[0], a[1], a[2]
+    h, bias, g, dh = (
+        at(a[5], (n, gates, F), like),
+        at(a[6], (gates, F), SINGLE),
+        at(a[7], (n, F), like),
+        at(a[8], (n, gates, F), like),
+    )
+    sums = at(a[9], (PARTS, gates, F), SINGLE)
+    for part in range(lo, hi):
+        _act_back(h, bias, g, gates == 2, dh, sums[part], *_span(n, part))
+
+
+@compiled
+def _columns_part(like: Any, a: Any, lo: int, hi: int) -> None:
+    n, D = a[0], a[1]
+    g, sums = at(a[5], (n, D), like), at(a[9], (PARTS, 1, D), SINGLE)
+    for part in range(lo, hi):
+        _columns(g, sums[part], *_span(n, part))
+
+
+@compiled
+def _judge_part(like: Any, a: Any, lo: int, hi: int) -> None:
+    n, V = a[0], a[1]
+    logits, label, weight = at(a[5], (n, V), SINGLE), at(a[6], (n,), INTEGER), at(a[7], (n,), SINGLE)
+    loss, g = at(a[8], (n,), SINGLE), at(a[9], (n, V), like)
+    for part in range(lo, hi):
+        _judge(logits, label, weight, loss, g, *_span(n, part))
+
+
+_WORKS: Final = {
+    "norm": (_norm_part, 0),
+    "norm_back": (_norm_back_part, 2),
+    "act": (_act_part, 0),
+    "act_back": (_act_back_part, 1),
+    "columns": (_columns_part, 1),
+    "judge": (_judge_part, 0),
+}
+"""What is done with parts of the rows, and how many of the results, the last ones, are sums over the rows."""
 
 
 @cache
-def _target(name: str, kind: str, flag: bool, eps: float = 0.0) -> str:
+def _target(name: str, kind: str, gates: int, flag: bool, eps: float) -> str:
     """Return XLA's name of one of these on rows of a type."""
-    f32, small = partial(view, kind="float32"), np.float32(eps)
+    function, sums = _WORKS[name]
+    code, small = entry(function, HALF if kind == "bfloat16" else SINGLE), np.array([eps], np.float32)
 
-    def norm(a: Any, r: Any) -> None:
-        (x, shape), gain, bias = a[0], f32(*a[1]), f32(*a[2])
-        x, y = view(x, shape, kind), view(*r[0], kind)
-        _spread(lambda lo, hi: _norm(x, gain, bias, small, flag, y, lo, hi), shape[0])
+    def work(arguments: Any, results: Any) -> None:
+        n, width = arguments[0][1][0], arguments[0][1][-1] // gates
+        added = results[len(results) - sums :]
+        arrays = [address for address, _ in (*arguments, *results[: len(results) - sums])]
+        held = np.zeros((PARTS, sum(math.prod(shape) for _, shape in added)), np.float32)
+        if sums:
+            arrays = [*[*arrays, 0, 0, 0][:4], held.ctypes.data]
+        together(code.address, (n, width, gates, int(flag), small.ctypes.data, *arrays), PARTS, PARTS, THREADS)
+        total, done = held.sum(0), 0
+        for address, shape in added:
+            count = math.prod(shape)
+            ctypes.memmove(address, total[done:].ctypes.data, 4 * count)
+            done += count
 
-    def norm_back(a: Any, r: Any) -> None:
-        x, gain, g, dx = view(*a[0], kind), f32(*a[1]), view(*a[2], kind), view(*r[0], kind)
-        out = [f32(*r[1]), f32(*r[2])]
-        _summed(lambda sums, lo, hi: _norm_back(x, gain, g, small, flag, dx, sums, lo, hi), x.shape[0], out)
-
-    def act(a: Any, r: Any) -> None:
-        h, bias, y = view(*a[0], kind), f32(*a[1]), view(*r[0], kind)
-        _spread(lambda lo, hi: _act(h, bias, flag, y, lo, hi), h.shape[0])
-
-    def act_back(a: Any, r: Any) -> None:
-        h, bias, g, dh, out = view(*a[0], kind), f32(*a[1]), view(*a[2], kind), view(*r[0], kind), f32(*r[1])
-        _summed(lambda sums, lo, hi: _act_back(h, bias, g, flag, dh, sums, lo, hi), h.shape[0], list(out))
-
-    def columns(a: Any, r: Any) -> None:
-        g, out = view(*a[0], kind), f32(*r[0])
-        _summed(lambda sums, lo, hi: _columns(g, sums, lo, hi), g.shape[0], [out])
-
-    def judge(a: Any, r: Any) -> None:
-        logits, label, weight = f32(*a[0]), view(*a[1], "int32"), f32(*a[2])
-        loss, g = f32(*r[0]), view(*r[1], kind)
-        _spread(lambda lo, hi: _judge(logits, label, weight, loss, g, lo, hi), logits.shape[0])
-
-    works = {"norm": norm, "norm_back": norm_back, "act": act, "act_back": act_back, "columns": columns, "judge": judge}
-    return raw_target(name, works[name])
+    return raw_target(name, work)
 
 
-def _call(name: str, like: Any, *arrays: Any, kind: Any, flag: bool = False, eps: float = 0.0) -> Any:
-    target = _target(name, jnp.dtype(kind).name, flag, eps)
+def _call(name: str, like: Any, *arrays: Any, kind: Any, gates: int = 1, flag: bool = False, eps: float = 0.0) -> Any:
+    target = _target(name, jnp.dtype(kind).name, gates, flag, eps)
     return jax.ffi.ffi_call(target, like, vmap_method="sequential")(*arrays)
 
 
@@ -217,23 +263,23 @@ normed.defvjp(lambda x, gain, bias, eps, centred: (normed(x, gain, bias, eps, ce
 
 @jax.custom_vjp
 def activated(h: Any, bias: Any) -> Any:
-    """Return the activation of rows: gelu (one gate) or silu of the first times the second (two).
+    """Return the activation of rows: gelu (one gate) or silu of the first half times the second (two gates).
 
     Args:
-        h: (n, gates, F) float32 or bfloat16.
+        h: (n, gates F) float32 or bfloat16.
         bias: (gates, F) float32, added first.
 
     Returns:
         (n, F) in the type of h.
     """
-    like = jax.ShapeDtypeStruct((h.shape[0], h.shape[2]), h.dtype)
-    return _call("act", like, h, bias, kind=h.dtype, flag=h.shape[1] == 2)
+    like = jax.ShapeDtypeStruct((h.shape[0], bias.shape[1]), h.dtype)
+    return _call("act", like, h, bias, kind=h.dtype, gates=bias.shape[0])
 
 
 def _activated_back(kept: Any, g: Any) -> Any:
     h, bias = kept
     like = (jax.ShapeDtypeStruct(h.shape, h.dtype), _f32(*bias.shape))
-    return tuple(_call("act_back", like, h, bias, g, kind=h.dtype, flag=h.shape[1] == 2))
+    return tuple(_call("act_back", like, h, bias, g, kind=h.dtype, gates=bias.shape[0]))
 
 
 activated.defvjp(lambda h, bias: (activated(h, bias), (h, bias)), _activated_back)

@@ -121,7 +121,7 @@ def mlp(x: Any, w: Weights, c: ModelConfig, at: Layout, p: Any, name: str = "") 
     h = dense(x, w[f"{name}up"], p)
     if products.usable():
         bias = w[f"{name}up_bias"] if c.bias else jnp.zeros(h.shape[-2:], jnp.float32)
-        return dense(fused.activated(h.reshape(-1, *bias.shape), bias).reshape(*h.shape[:-2], -1), w[f"{name}down"], p)
+        return dense(fused.activated(h.reshape(-1, bias.size), bias).reshape(*h.shape[:-2], -1), w[f"{name}down"], p)
     if c.bias:
         h = h + w[f"{name}up_bias"].astype(h.dtype)
     if c.activation == "swiglu":
