@@ -11,6 +11,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from gewu.core.errors import InputError
+from gewu.ops.product import plain
 from gewu.train import attention, hlo, walk
 from gewu.train.config import ModelConfig
 from gewu.train.mesh import DATA, Layout, copy_to, exchange, gather, scatter, shift, total
@@ -141,7 +142,8 @@ def by_hand(c: ModelConfig, rows: int, length: int) -> float:
 def lowered(layout: str, c: ModelConfig, rows: int, length: int, precision: str = "fp32", devices=None):
     at = Layout.of(layout)
     trainer = Trainer(c, at, Optimiser(), Precision.of(precision), devices or at.abstract())
-    return trainer.program(("targets", "tokens")).trace(trainer.abstract(), trainer.abstract_batch(rows, length)), at
+    with plain():
+        return trainer.program(("targets", "tokens")).trace(trainer.abstract(), trainer.abstract_batch(rows, length)), at
 
 
 def test_a_dense_step_by_hand():
@@ -181,7 +183,8 @@ def test_the_trace_agrees_with_what_was_compiled(eight, layout):
 
 def lowered_text(layout: str, c: ModelConfig, devices) -> str:
     trainer = Trainer(c, Layout.of(layout), Optimiser(), Precision.of("fp32"), devices)
-    return trainer.lower(16, 64).compile().as_text()
+    with plain():
+        return trainer.lower(16, 64).compile().as_text()
 
 
 def test_memory_of_known_programs():
@@ -201,7 +204,8 @@ def test_memory_is_near_the_compilers(eight, layout):
     c = ModelConfig(vocab=512, width=64, layers=4, heads=4, length=128)
     at = Layout.of(layout)
     trainer = Trainer(c, at, Optimiser(), Precision.of("fp32"), eight)
-    step = trainer.program(("targets", "tokens")).trace(trainer.abstract(), trainer.abstract_batch(16, 128))
+    with plain():
+        step = trainer.program(("targets", "tokens")).trace(trainer.abstract(), trainer.abstract_batch(16, 128))
     analysis = step.lower().compile().memory_analysis()
     theirs = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
     assert 0.5 < walk.memory(step.jaxpr) / theirs < 2  # a list of live arrays against a compiler's packing of buffers

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gewu.ops import product as products
 from gewu.train.config import ModelConfig
 from gewu.train.layers import Weights, product
 from gewu.train.mesh import DATA, Layout, copy_to, exchange, gather, reduce_from, scatter, total
@@ -124,7 +125,7 @@ def _ragged(x: Any, weight: Any, chosen: Any, w: Weights, c: ModelConfig, at: La
     """
     (n, D), (E, F) = x.shape, w["experts_down"].shape[:2]
     order, expert, first, number = _sorted(chosen, E)
-    size = 1 if jax.default_backend() == "gpu" else min(BLOCK, max(8, n * c.top_k // E))
+    size = 1 if not products.usable() else min(BLOCK, max(8, n * c.top_k // E))
     number = -(-number // size)  # blocks of each expert
     until = jnp.cumsum(number)
     blocks = n * c.top_k // size + (E if size > 1 else 0)
