@@ -27,7 +27,7 @@ help:
 	@echo "make demo          bands of silicon from first principles, and a page that shows them"
 	@echo "make test          all tests but the slow ones;  make test-slow: those too"
 	@echo "make check         format, lint, types, generated docs"
-	@echo "make bench TOPIC=dft   measure against the peer, write bench/dft/latest.json and docs/performance.md; TOPIC=md, ops or data likewise"
+	@echo "make bench TOPIC=dft   measure against the peer, write bench/dft/latest.json and docs/performance.md; TOPIC=md, ops, data or train likewise"
 	@echo "make drift | scaling   molecular dynamics: energy drift over 100,000 steps; speed by atoms and ranks (half an hour each)"
 	@echo "make targets       objects of every benchmarked kernel for five processors, run under qemu, and for GPUs (10 minutes)"
 	@echo "make documents     Debian's manual pages and books and Python's documentation (60 MB), for examples/ingest-docs.toml"
@@ -79,8 +79,8 @@ bench: $(STAMP)
 	$(if $(filter dft,$(TOPIC)),$(call debian,pw.x,quantum-espresso libopenblas0-pthread,the comparison with pw.x))
 	$(if $(filter md,$(TOPIC)),$(call debian,gmx,gromacs,the comparison with GROMACS))
 	$(if $(filter md,$(TOPIC)),$(BIN)/python -m bench.md.peers $(PEERS) || echo "a peer could not be made")
-	$(if $(filter ops data,$(TOPIC)),$(BIN)/python -m bench.$(TOPIC).peers bench/$(TOPIC)/work/peers || echo "a peer could not be made")
-	$(BIN)/python -m bench.run $(TOPIC) --pseudo $(PSEUDO) --peers $(if $(filter ops data,$(TOPIC)),bench/$(TOPIC)/work/peers,$(PEERS)) --potentials $(POTENTIALS)
+	$(if $(filter ops data train,$(TOPIC)),$(BIN)/python -m bench.$(TOPIC).peers bench/$(TOPIC)/work/peers || echo "a peer could not be made")
+	$(BIN)/python -m bench.run $(TOPIC) --pseudo $(PSEUDO) --peers $(if $(filter ops data train,$(TOPIC)),bench/$(TOPIC)/work/peers,$(PEERS)) --potentials $(POTENTIALS)
 	$(BIN)/python tools/make_performance.py
 	$(BIN)/python tools/make_operators.py
 	$(BIN)/python tools/make_data_scale.py

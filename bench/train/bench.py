@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.run import compare, versions
-from bench.train import gpt, peers
+from bench.train import gpt, peers, plan
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = Path(__file__).resolve().parent / "work"
@@ -60,14 +60,15 @@ class Process:
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run all cases (or those whose name begins with one asked for); without the peer's environment, none."""
+    """Run all cases (or those whose name begins with one asked for); steps are skipped without the peer's environment."""
+    wanted = [name for name in (*CASES, "plan-1t") if not options.case or any(name.startswith(case) for case in options.case)]
+    made = [plan.entry(plan.study())] if "plan-1t" in wanted else []
     folder = next((f for f in (Path(options.peers), WORK / "peers") if peers.find(f.resolve(), "torch")), WORK / "peers")
     python = peers.find(folder.resolve(), "torch")
     if python is None:
         print(f"train: torch skipped, not in {folder} (python -m bench.train.peers FOLDER)", file=sys.stderr)
-        return []
-    wanted = [name for name in CASES if not options.case or any(name.startswith(case) for case in options.case)]
-    return [_measure(name, *CASES[name], python, max(options.repeats, 5)) for name in wanted]
+        return made
+    return [_measure(name, *CASES[name], python, max(options.repeats, 5)) for name in wanted if name in CASES] + made
 
 
 def _measure(name: str, size: str, precision: str, python: Path, repeats: int) -> dict[str, Any]:

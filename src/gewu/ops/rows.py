@@ -218,7 +218,9 @@ def _target(name: str, kind: str, gates: int, flag: bool, eps: float) -> str:
         if sums:
             arrays = [*[*arrays, 0, 0, 0][:4], held.ctypes.data]
         together(code.address, (n, width, gates, int(flag), small.ctypes.data, *arrays), PARTS, PARTS, THREADS)
-        total, done = held.sum(0), 0
+        with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite have sums that are not: the caller's to see
+            total = held.sum(0)
+        done = 0
         for address, shape in added:
             count = math.prod(shape)
             ctypes.memmove(address, total[done:].ctypes.data, 4 * count)
