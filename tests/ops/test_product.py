@@ -16,9 +16,10 @@ import pytest
 from gewu.ops import product as products
 from gewu.ops import product_kernel
 from gewu.ops.product import multiply, product
+from gewu.ops.rows import applied, halved
 
 HALF = ml_dtypes.bfloat16
-WAYS = [False, *([True] if product_kernel.has_pairs() else [])]
+WAYS = product_kernel.ways()
 FORMS = list(combinations((False, True), repeat=2))
 SIZES = [(1, 1, 1), (1, 50, 17), (14, 32, 32), (15, 33, 7), (100, 70, 129), (30, 40, 1600), (3, 300, 31)]
 EIGHT = """
@@ -45,35 +46,35 @@ def operands(m: int, n: int, k: int, ta: bool, tb: bool) -> tuple[np.ndarray, np
     return (np.ascontiguousarray(a.T) if ta else a), (np.ascontiguousarray(b.T) if tb else b), exact
 
 
-def on_memory(a: np.ndarray, b: np.ndarray, ta: bool, tb: bool, *, rounded: bool, pairs: bool, threads: int = 2) -> np.ndarray:
+def on_memory(a: np.ndarray, b: np.ndarray, ta: bool, tb: bool, *, form: str, way: str, threads: int = 2) -> np.ndarray:
     """Return the product by `multiply`, between guards that must stay."""
     m, k = a.shape[::-1] if ta else a.shape
     n = b.shape[0] if tb else b.shape[1]
-    held = np.full(m * n + 64, 7, HALF if rounded else np.float32)
+    held = np.full(m * n + 64, 7, HALF if form == "bfloat16" else np.float32)
     sa, sb = (1, m) if ta else (k, 1), (1, k) if tb else (n, 1)
     place = held.ctypes.data + 32 * held.itemsize
-    multiply(a.ctypes.data, sa, b.ctypes.data, sb, place, (m, n, k), rounded=rounded, pairs=pairs, threads=threads)
+    multiply(a.ctypes.data, sa, b.ctypes.data, sb, place, (m, n, k), form=form, way=way, threads=threads)
     assert (held[:32] == 7).all() and (held[-32:] == 7).all()
     return held[32:-32].reshape(m, n)
 
 
-@pytest.mark.parametrize("pairs", WAYS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("ta", "tb"), FORMS)
-def test_every_form_and_size_is_the_product_in_float64(ta: bool, tb: bool, pairs: bool) -> None:
+def test_every_form_and_size_is_the_product_in_float64(ta: bool, tb: bool, way: str) -> None:
     for m, n, k in SIZES:
         a, b, exact = operands(m, n, k, ta, tb)
         bound = k * 2.0**-24 * 4 * (np.abs(a.T if ta else a).astype(float) @ np.abs(b.T if tb else b).astype(float)) + 1e-7
-        assert (np.abs(on_memory(a, b, ta, tb, rounded=False, pairs=pairs) - exact) <= bound).all(), (m, n, k)
+        assert (np.abs(on_memory(a, b, ta, tb, form="float32", way=way) - exact) <= bound).all(), (m, n, k)
         if k <= product_kernel.DEPTH:
-            found = on_memory(a, b, ta, tb, rounded=True, pairs=pairs).astype(np.float64)
+            found = on_memory(a, b, ta, tb, form="bfloat16", way=way).astype(np.float64)
             assert (np.abs(found - exact) <= bound + 2.0**-8 * np.abs(exact)).all(), (m, n, k)
 
 
-@pytest.mark.parametrize("pairs", WAYS)
-def test_the_number_of_threads_changes_no_bit(pairs: bool) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_the_number_of_threads_changes_no_bit(way: str) -> None:
     for m, n, k in ((300, 200, 150), (40, 900, 1600)):
         a, b, _ = operands(m, n, k, False, True)
-        one, two, three = (on_memory(a, b, False, True, rounded=False, pairs=pairs, threads=count) for count in (1, 2, 3))
+        one, two, three = (on_memory(a, b, False, True, form="float32", way=way, threads=count) for count in (1, 2, 3))
         np.testing.assert_array_equal(one, two)
         np.testing.assert_array_equal(one, three)
 
@@ -126,3 +127,49 @@ def test_eight_devices_multiply_at_the_same_time_within_a_loop() -> None:
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", EIGHT], env=env, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(("ta", "tb"), FORMS)
+def test_a_product_is_added_to_what_is_there(ta: bool, tb: bool) -> None:
+    for m, n, k in (*SIZES, (20, 40, 3500)):
+        a, b, exact = operands(m, n, k, ta, tb)
+        c = np.random.default_rng(9).normal(size=(m, n)).astype(np.float32)
+        found = jax.jit(lambda c, a, b: products.added(c, a, b, ta=ta, tb=tb))(jnp.asarray(c), jnp.asarray(a), jnp.asarray(b))
+        np.testing.assert_allclose(found, c + exact, rtol=0, atol=1e-5 * np.abs(exact).max() + 1e-6, err_msg=str((m, n, k)))
+
+
+def test_what_is_added_to_stays_where_it_is_needed_still_and_is_taken_over_in_loops() -> None:
+    a, b, exact = (jnp.asarray(x) for x in operands(30, 20, 40, False, False))
+    start = jnp.ones((30, 20), jnp.float32)
+
+    def both(c: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return c, jax.lax.scan(lambda c, _: (products.added(c, a, b), None), c, None, length=3)[0]
+
+    before, after = jax.jit(both)(start)
+    np.testing.assert_array_equal(before, 1)
+    np.testing.assert_array_equal(start, 1)
+    np.testing.assert_allclose(after, 1 + 3 * exact, atol=1e-3)
+    empty = products.added(start, a[:, :0], b[:0])
+    np.testing.assert_array_equal(empty, start)
+
+
+def test_halves_are_numpys_roundings() -> None:
+    random = np.random.default_rng(2)
+    for shape in ((1, 1), (37, 5), (3, 7, 11), (40, 129)):
+        x = (random.normal(size=shape) * 10.0 ** random.integers(-30, 30, shape)).astype(np.float32)
+        x.flat[0] = np.inf
+        found = halved(jnp.asarray(x))
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(np.asarray(found), x.astype(HALF))
+
+
+def test_applied_weights_have_gradients_that_are_not_rounded() -> None:
+    a, b, _ = operands(24, 40, 56, False, False)
+    x, w = jnp.asarray(a), jnp.asarray(b, jnp.float32) + 1e-4
+    weight = jnp.asarray(np.random.default_rng(5).normal(size=(24, 40)), jnp.bfloat16)
+    y, back = jax.vjp(applied, x, w)
+    np.testing.assert_array_equal(y, product(x, w.astype(jnp.bfloat16)))
+    dx, dw = back(weight)
+    np.testing.assert_array_equal(dx, product(weight, w.astype(jnp.bfloat16), tb=True))
+    assert dw.dtype == jnp.float32
+    np.testing.assert_allclose(dw, np.asarray(x, float).T @ np.asarray(weight, float), atol=1e-4)

@@ -16,6 +16,7 @@ from gewu.core.errors import InputError
 from gewu.train.config import ModelConfig
 from gewu.train.mesh import Layout
 from gewu.train.optim import Optimiser, global_norm, orthogonal
+from gewu.train.precision import Precision
 from gewu.train.spec import Param, flat, initial, specs, tree_map, unflat, unstacked
 
 ORACLE = json.loads(Path(__file__).with_name("optimisers.json").read_text())
@@ -213,3 +214,19 @@ def test_what_is_kept_is_named_and_small():
 def test_wrong_values_are_refused(change, says):
     with pytest.raises(InputError, match=says):
         Optimiser(**change)
+
+
+@pytest.mark.parametrize("kept", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
+def test_a_step_that_is_not_finite_changes_nothing(name, kept):
+    o, tree = Optimiser(name, learning_rate=0.1, moments=kept), Precision(master=kept).kept(TWO)
+    run = jax.jit(lambda slopes, opt, params, finite: o.update(slopes, opt, params, 1, tree, ONE, finite=finite)[:2])
+    params = tree_map(lambda param, leaf: jnp.asarray(leaf, param.dtype), tree, random_tree(tree, 0))
+    before = run(random_tree(tree, 1), zeros(o, tree), params, True)
+    bad = random_tree(tree, 2)
+    bad["w"][1, 2] = np.nan
+    after = run(bad, before[1], before[0], False)
+    went_on = run(random_tree(tree, 3), before[1], before[0], True)
+    for old, new, other in zip(*(jax.tree.leaves(each) for each in (before, after, went_on)), strict=True):
+        np.testing.assert_array_equal(old, new)
+        assert (np.asarray(old) != np.asarray(other)).any()

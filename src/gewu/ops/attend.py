@@ -33,13 +33,13 @@ _ZERO: Final = np.float32(0)
 
 
 @compiled
-def _times(code: Any, a: int, si: int, sk: int, b: int, bk: int, bj: int, c: int, ldc: int, sizes: Any, rounded: int) -> None:
+def _times(code: Any, a: int, si: int, sk: int, b: int, bk: int, bj: int, c: int, ldc: int, sizes: Any, form: int) -> None:
     """C = A B by addresses and strides; `code`: pack, multiply, packed, work, rows and columns of a block, whether bfloat16."""
     m, n, k = sizes
     panels, strips = -(-m // code[4]), -(-n // code[5])
     call(code[0], (a, code[2], si, sk, m, k, 0, panels))
     if code[6]:
-        call(code[1], (code[2], b, c, code[3], bk, bj, ldc, m, n, k, rounded, 0, panels, 0, strips))
+        call(code[1], (code[2], b, c, code[3], bk, bj, ldc, m, n, k, form, 0, panels, 0, strips))
     else:
         call(code[1], (code[2], b, c, code[3], bk, bj, ldc, m, n, k, 0, panels, 0, strips))
 
@@ -198,13 +198,13 @@ def _backward_part(like: Any, a: Any, lo: int, hi: int) -> None:
 @cache
 def _machine_code(half: bool) -> tuple[int, int, int, int, int]:
     """Return the addresses of pack and multiply, bytes of work, and rows and columns of a block."""
-    block = gemm.shape("f32")
     if half:
-        pack, run = product.functions(product_kernel.has_pairs())
+        way = product_kernel.ways()[0]
+        (pack, run), block, bytes_ = product.functions(way), product_kernel.block(way), product_kernel.work_bytes(way)
     else:
         pack, run, _ = gemm.functions("f32", Cache(cache_folder()).objects)
-    source = product_kernel if half else gemm
-    bytes_ = source.COLUMN_BLOCK * block.columns * source.DEPTH * 4
+        block = gemm.shape("f32")
+        bytes_ = gemm.COLUMN_BLOCK * block.columns * gemm.DEPTH * 4
     return address_of(pack), address_of(run), bytes_, block.rows, block.columns
 
 
@@ -218,7 +218,7 @@ def _target(kind: str, causal: bool, window: int, back: bool) -> str:
         b, t, K, both, C = arguments[0][1]
         pack, run, bytes_, rows, columns = _machine_code(half)
         longest = max(t, C)
-        packed = (-(-longest // rows) + 1) * rows * (longest + 2) * 4
+        packed = (-(-longest // rows) + 1) * rows * (longest + product_kernel.SQUARE) * 4
         space = 8 * (BLOCK * t + t * C + t * t) + 4 * BLOCK * C if back else 8 * BLOCK * t
         piece = -(-(packed + bytes_ + space) // 64) * 64
         tasks = -(-b * K // (2 * THREADS))

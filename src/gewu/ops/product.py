@@ -3,10 +3,11 @@
     product(a, b)                      a b, summed in float32, as bfloat16
     product(a, b, ta=True)             a^T b: nothing is transposed in memory, packing walks either way
     product(a, b, out=jnp.float32)     not rounded
+    added(c, a, b)                     c + a b in float32, written over c
 
-The derivative is products again. Works under `jit`, `grad`, `scan` and `shard_map`; `vmap` goes one by one. The result does not
-depend on the number of threads. `usable()` says whether this process computes on CPUs; `plain()` switches to XLA's own products
-for a while (for programs that are made here and run elsewhere).
+The derivative of `product` is products again. Works under `jit`, `grad`, `scan` and `shard_map`; `vmap` goes one by one. The
+result does not depend on the number of threads. `usable()` says whether this process computes on CPUs; `plain()` switches to
+XLA's own products for a while (for programs that are made here and run elsewhere).
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import jax.numpy as jnp
 from gewu.ops import llvm, product_kernel
 from gewu.ops.cache import Cache, cache_folder
 from gewu.ops.ffi import raw_target
-from gewu.ops.gemm import shape
 from gewu.ops.native import Parts
 from gewu.ops.pool import THREADS, scratch
 
@@ -72,8 +72,8 @@ def _product(a: Any, b: Any, ta: bool, tb: bool, out: str) -> Any:
         return jnp.zeros((m, n), out)
     rounded = out == "bfloat16" and k <= longest()
     like = jax.ShapeDtypeStruct((m, n), jnp.bfloat16 if rounded else jnp.float32)
-    call = jax.ffi.ffi_call(_target(ta, tb, rounded, product_kernel.has_pairs()), like, vmap_method="sequential")
-    return call(a, b).astype(out)
+    target = _target(ta, tb, "bfloat16" if rounded else "float32", product_kernel.ways()[0])
+    return jax.ffi.ffi_call(target, like, vmap_method="sequential")(a, b).astype(out)
 
 
 def _forward(a: Any, b: Any, ta: bool, tb: bool, out: str) -> Any:
@@ -91,21 +91,35 @@ def _backward(ta: bool, tb: bool, out: str, operands: Any, g: Any) -> Any:
 _product.defvjp(_forward, _backward)
 
 
+def added(c: Any, a: Any, b: Any, *, ta: bool = False, tb: bool = False) -> Any:
+    """Return c + a b, in the memory of c where nothing else needs that; no derivative.
+
+    Args:
+        c: float32 (m, n).
+        a, b: bfloat16, as in `product`.
+    """
+    if 0 in (*c.shape, *a.shape):
+        return c
+    like = jax.ShapeDtypeStruct(c.shape, jnp.float32)
+    target = _target(ta, tb, "added", product_kernel.ways()[0])
+    return jax.ffi.ffi_call(target, like, vmap_method="sequential", input_output_aliases={2: 0})(a, b, c)
+
+
 def longest() -> int:
     """Return the longest sum that leaves the registers rounded."""
-    return product_kernel.DEPTH * (2 if product_kernel.has_pairs() else 1)
+    return product_kernel.DEPTH * product_kernel.step(product_kernel.ways()[0])
 
 
 @cache
-def _target(ta: bool, tb: bool, rounded: bool, pairs: bool) -> str:
+def _target(ta: bool, tb: bool, form: str, way: str) -> str:
     """Return XLA's name of a product of this form."""
 
     def work(arguments: list[Any], results: list[Any]) -> None:
-        (a, da), (b, db), (c, (m, n)) = *arguments, *results
+        (a, da), (b, db), (c, (m, n)) = *arguments[:2], *results
         k = da[0] if ta else da[1]
         sa = (1, da[1]) if ta else (da[1], 1)
         sb = (1, db[1]) if tb else (db[1], 1)
-        multiply(a, sa, b, sb, c, (m, n, k), rounded=rounded, pairs=pairs)
+        multiply(a, sa, b, sb, c, (m, n, k), form=form, way=way)
 
     return raw_target("product", work)
 
@@ -118,32 +132,33 @@ def multiply(
     c: int,
     sizes: tuple[int, int, int],
     *,
-    rounded: bool,
-    pairs: bool,
+    form: str,
+    way: str,
     threads: int = THREADS,
 ) -> None:
-    """Compute C = A B on memory.
+    """Compute C = A B, or C + A B, on memory.
 
     Args:
-        a, b, c: addresses of bfloat16 A (m, k), B (k, n), and of C (m, n), float32 or, `rounded`, bfloat16 (k at most
-            DEPTH words).
+        a, b, c: addresses of bfloat16 A (m, k), B (k, n), and of C (m, n), float32, or bfloat16 with the form of
+            that name (k at most DEPTH words).
         sa, sb: strides along the two axes, in numbers; C is contiguous.
         sizes: m, n, k.
-        pairs: by instructions of AVX-512 BF16.
+        form: one of `product_kernel.FORMS`.
+        way: one of `product_kernel.ways()`.
         threads: at most so many.
     """
     m, n, k = sizes
-    _, _, pack, run, _ = _functions(pairs)
-    block = shape("f32")
-    step = 2 if pairs else 1
+    _, _, pack, run, _ = _functions(way)
+    block = product_kernel.block(way)
     panels, strips = -(-m // block.rows), -(-n // block.columns)
     threads = 1 if m * n * k < _SMALL else threads
-    # words of a row: whole blocks of DEPTH, each rounded up to whole pairs
-    held = scratch("product", panels * block.rows * (-(-k // step) + 1) * 4)
+    held = scratch("product", panels * block.rows * product_kernel.words(way, k) * 4)
     by_rows = int(strips < min(panels, 4 * threads))
     count, pieces = (panels, 2 * threads) if by_rows else (strips, 4 * threads)
     together(pack, (a, held.address, *sa, m, k), panels, threads, threads)
-    together(run, (held.address, b, c, *sb, n, m, n, k, int(rounded), by_rows, panels, strips), count, pieces, threads)
+    together(
+        run, (held.address, b, c, *sb, n, m, n, k, product_kernel.FORMS[form], by_rows, panels, strips), count, pieces, threads
+    )
 
 
 def together(function: int, arguments: Sequence[int], count: int, pieces: int, threads: int) -> None:
@@ -168,20 +183,20 @@ def _cut(count: int, pieces: int) -> list[tuple[int, int]]:
     return [(lo, min(lo + length, count)) for lo in range(0, count, length)]
 
 
-def functions(pairs: bool) -> tuple[Any, Any]:
+def functions(way: str) -> tuple[Any, Any]:
     """Return pack and multiply as functions."""
-    return _functions(pairs)[:2]
+    return _functions(way)[:2]
 
 
-def _functions(pairs: bool) -> tuple[Any, Any, int, int, Any]:
+def _functions(way: str) -> tuple[Any, Any, int, int, Any]:
     with _making:
-        return _made(pairs)
+        return _made(way)
 
 
 @cache
-def _made(pairs: bool) -> tuple[Any, Any, int, int, Any]:
+def _made(way: str) -> tuple[Any, Any, int, int, Any]:
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    library = llvm.jit(product_kernel.text(pairs), cache=Cache(cache_folder()).objects)
+    library = llvm.jit(product_kernel.text(way), cache=Cache(cache_folder()).objects)
     pack = ctypes.CFUNCTYPE(None, *[pointer] * 2, *[integer] * 6)(library.address("pack_rows"))
     run = ctypes.CFUNCTYPE(None, *[pointer] * 4, *[integer] * 11)(library.address("multiply"))
     return pack, run, library.address("pack_part"), library.address("part"), library

@@ -4,6 +4,8 @@
     activated   gelu(h + bias) with tanh, or silu(h_0 + bias_0) (h_1 + bias_1)
     biased      h + bias
     judged      the loss of rows of logits and its gradient: softmax(logits) - 1 at the label, times a weight
+    halved      the same numbers in bfloat16
+    applied     rows times float32 weights, multiplied in bfloat16; the gradient of the weights is never rounded
 
 XLA makes several passes of these, sums columns on one thread and emulates bfloat16 number by number. Rows are float32 or
 bfloat16, sums float32; the gradient of gains and biases is summed over PARTS parts in a fixed order: it does not depend on the
@@ -24,7 +26,7 @@ import numpy as np
 from gewu.ops.ffi import raw_target
 from gewu.ops.lean import HALF, INTEGER, SINGLE, at, compiled, entry, exp, larger, narrow, wide
 from gewu.ops.pool import THREADS
-from gewu.ops.product import together
+from gewu.ops.product import product, together
 
 PARTS: Final = 16
 """Parts of the rows; columns are summed in each of them first."""
@@ -193,6 +195,21 @@ def _judge_part(like: Any, a: Any, lo: int, hi: int) -> None:
         _judge(logits, label, weight, loss, g, *_span(n, part))
 
 
+@compiled
+def _halve(x: Any, y: Any) -> None:
+    for i in range(x.size):
+        y[i] = narrow(x[i], y[i])
+
+
+@compiled
+def _halve_part(like: Any, a: Any, lo: int, hi: int) -> None:
+    count = a[0] * a[1]
+    x, y = at(a[5], (count,), SINGLE), at(a[6], (count,), like)
+    for part in range(lo, hi):
+        first, last = _span(count, part)
+        _halve(x[first:last], y[first:last])
+
+
 _WORKS: Final = {
     "norm": (_norm_part, 0),
     "norm_back": (_norm_back_part, 2),
@@ -200,6 +217,7 @@ _WORKS: Final = {
     "act_back": (_act_back_part, 1),
     "columns": (_columns_part, 1),
     "judge": (_judge_part, 0),
+    "halve": (_halve_part, 0),
 }
 """What is done with parts of the rows, and how many of the results, the last ones, are sums over the rows."""
 
@@ -314,3 +332,37 @@ def judged(logits: Any, label: Any, weight: Any, kind: Any) -> tuple[Any, Any]:
     """
     like = (_f32(logits.shape[0]), jax.ShapeDtypeStruct(logits.shape, kind))
     return tuple(_call("judge", like, logits, label, weight, kind=kind))
+
+
+def halved(x: Any) -> Any:
+    """Return a float32 array (n, ...) in bfloat16, by all threads; no derivative."""
+    rows = x.reshape(x.shape[0], -1)
+    like = jax.ShapeDtypeStruct(rows.shape, jnp.bfloat16)
+    return _call("halve", like, rows, kind=jnp.bfloat16).reshape(x.shape)
+
+
+@jax.custom_vjp
+def applied(x: Any, w: Any) -> Any:
+    """Return x w, multiplied in bfloat16 and summed in float32.
+
+    Args:
+        x: bfloat16 (n, I).
+        w: float32 (I, O); its gradient is float32 as summed, where that of a rounded copy would be rounded too.
+
+    Returns:
+        bfloat16 (n, O).
+    """
+    return product(x, halved(w))
+
+
+def _applied(x: Any, w: Any) -> tuple[Any, Any]:
+    half = halved(w)
+    return product(x, half), (x, half)
+
+
+def _applied_back(kept: Any, g: Any) -> tuple[Any, Any]:
+    x, half = kept
+    return product(g, half, tb=True), product(x, g, ta=True, out=jnp.float32)
+
+
+applied.defvjp(_applied, _applied_back)

@@ -31,14 +31,20 @@ Weights = dict[str, Any]
 
 
 def gathered(tree: Weights, params: Any, at: Layout, p: Any) -> Weights:
-    """Return weights ready for use: cast to the precision of products and gathered over their pieces."""
+    """Return weights ready for use: gathered over their pieces, in the precision of products or in which they are applied."""
 
     def ready(param: Any, leaf: Any) -> Any:
-        leaf = leaf if param.exact else leaf.astype(p.compute)
         pieces = param.pieces(at)
+        late = _applies(leaf, p) and not pieces and "experts" not in param.axes
+        leaf = leaf if param.exact or late else leaf.astype(p.compute)
         return checkpoint_name(gather(leaf, at, pieces, param.fsdp), "gathered") if pieces else leaf
 
     return tree_map(ready, params, tree)
+
+
+def _applies(leaf: Any, p: Any) -> bool:
+    """Return whether products take this weight in float32 and round it themselves."""
+    return bool(p.name == "bf16" and leaf.dtype == jnp.float32 and products.usable())
 
 
 def dense(x: Any, w: Any, p: Any, dims: int = 1) -> Any:
@@ -46,7 +52,7 @@ def dense(x: Any, w: Any, p: Any, dims: int = 1) -> Any:
 
     Args:
         x: (..., I...), cast to the precision of products.
-        w: (I..., O...).
+        w: (I..., O...), cast alike.
         p: precision.
         dims: how many axes I... are.
 
@@ -56,8 +62,11 @@ def dense(x: Any, w: Any, p: Any, dims: int = 1) -> Any:
     inside, outside = w.shape[:dims], w.shape[dims:]
     rows = x.shape[: x.ndim - dims]
     flat = x.reshape(math.prod(rows), math.prod(inside)).astype(p.compute)
-    times = product8 if p.name == "fp8" else product
-    y = times(flat, w.reshape(math.prod(inside), math.prod(outside)).astype(p.compute))
+    w = w.reshape(math.prod(inside), math.prod(outside))
+    if _applies(w, p):
+        y = fused.applied(flat, w)
+    else:
+        y = (product8 if p.name == "fp8" else product)(flat, w.astype(p.compute))
     return checkpoint_name(y, "product").reshape(*rows, *outside)
 
 

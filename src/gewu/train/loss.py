@@ -19,11 +19,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from gewu.ops import product as products
-from gewu.ops.rows import judged
+from gewu.ops.rows import halved, judged
 from gewu.train.layers import product
 from gewu.train.mesh import Layout, index, largest, total
 
-LOGITS: Final = 1 << 23
+LOGITS: Final = 1 << 22
 """Numbers of a block of logits."""
 
 
@@ -32,7 +32,7 @@ def cross_entropy(h: Any, w: Any, y: Any, count: Any, at: Layout) -> Any:
 
     Args:
         h: (n, D) hidden states, equal on all devices of tp; their gradient is a part that `enter` sums.
-        w: (V / tp, D) output embedding.
+        w: (V / tp, D) output embedding, multiplied in the type of h; its gradient is summed in float32.
         y: int32 (n,) targets; negative ones do not count.
         count: number of targets that count, over all devices.
 
@@ -61,8 +61,17 @@ def _block(h: Any, w: Any, y: Any, at: Layout) -> tuple[Any, Any, Any, Any]:
     return jnp.log(both[0]) - both[1], e, both[0], jnp.where(mine, label, -1)
 
 
+def _like(w: Any, h: Any) -> Any:
+    """Return w in the type of h."""
+    if w.dtype == jnp.float32 and h.dtype == jnp.bfloat16 and products.usable():
+        return halved(w)
+    return w.astype(h.dtype)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _cross_entropy(h: Any, w: Any, y: Any, count: Any, at: Layout) -> Any:
+    w = _like(w, h)
+
     def body(sum_: Any, part: Any) -> Any:
         rows, targets = part
         loss = _block(rows, w, targets, at)[0]
@@ -78,7 +87,8 @@ def _parts(h: Any, y: Any, w: Any) -> tuple[Any, Any]:
 
 
 def _forward(h: Any, w: Any, y: Any, count: Any, at: Layout) -> Any:
-    columns = jnp.arange(w.shape[0], dtype=jnp.int32)[None]
+    columns, kind = jnp.arange(w.shape[0], dtype=jnp.int32)[None], w.dtype
+    w = _like(w, h)
 
     def body(carry: Any, part: Any) -> Any:
         sum_, dw = carry
@@ -86,16 +96,23 @@ def _forward(h: Any, w: Any, y: Any, count: Any, at: Layout) -> Any:
         weight = jnp.where(targets >= 0, 1.0 / count, 0.0)
         if at.tp == 1 and products.usable():
             loss, g = judged(product(rows, w, tb=True, out=jnp.float32), targets, weight, h.dtype)
-            dw = dw + product(g, rows, ta=True, out=jnp.float32)
+            dw = _added(dw, g, rows)
             return (sum_ + jnp.where(targets >= 0, loss, 0.0).sum(), dw), product(g, w)
         loss, e, s, label = _block(rows, w, targets, at)
         weight = weight[:, None]
         g = (e * (weight / s[:, None]) - jnp.where(columns == label[:, None], weight, 0.0)).astype(h.dtype)
-        dw = dw + product(g, rows, ta=True, out=jnp.float32)
+        dw = _added(dw, g, rows)
         return (sum_ + jnp.where(targets >= 0, loss, 0.0).sum(), dw), product(g, w)
 
     (sum_, dw), dh = lax.scan(body, (jnp.float32(0), jnp.zeros(w.shape, jnp.float32)), _parts(h, y, w))
-    return sum_ / count, (dh.reshape(h.shape), dw.astype(w.dtype))
+    return sum_ / count, (dh.reshape(h.shape), dw.astype(kind))
+
+
+def _added(dw: Any, g: Any, rows: Any) -> Any:
+    """Return dw + g^T rows."""
+    if g.dtype == jnp.bfloat16 and products.usable():
+        return products.added(dw, g, rows, ta=True)
+    return dw + product(g, rows, ta=True, out=jnp.float32)
 
 
 def _backward(at: Layout, gradients: Any, g: Any) -> Any:

@@ -70,12 +70,13 @@ def embed(params: Weights, batch: Batch, c: ModelConfig, at: Layout, p: Any) -> 
         local = batch["tokens"] - index(at, "tp") * table.shape[0]
         mine = (local >= 0) & (local < table.shape[0])
         rows = jnp.where(mine[..., None], table[jnp.where(mine, local, 0)], 0) if at.tp > 1 else table[batch["tokens"]]
+        rows = rows.astype(p.compute)
         parts.append(rows if split else reduce_from(rows, at, "tp"))
     x = parts[0] if len(parts) == 1 else jnp.concatenate(parts, 1)
     x = scatter(x, at, "tp", 1) if split else x
     tokens, positions = place_tokens(batch, c, at)
     if c.positions == "learned":
-        x = x + params["positions"][_mine(positions, at, 1)]
+        x = x + params["positions"][_mine(positions, at, 1)].astype(p.compute)
     return x, tokens
 
 
@@ -237,7 +238,7 @@ def outputs(params: Weights, batch: Batch, tree: Specs, c: ModelConfig, at: Layo
     h = norm(x, ready, "norm", c)
     found = row_heads(ready, h, c, at, p)
     if c.vocab:
-        table = ready["embed" if c.tied else "head"]
+        table = ready["embed" if c.tied else "head"].astype(h.dtype)
         found["logits"] = jnp.einsum("btd,vd->btv", enter(h, at)[:, c.prefix :], table, preferred_element_type=jnp.float32)
     return found
 

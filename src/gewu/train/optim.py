@@ -122,7 +122,15 @@ class Optimiser:
         return {slot: unflat(leaves) for slot, leaves in slots.items()}
 
     def update(
-        self, grads: Any, opt: Any, params: Any, step: Any, specs: Specs, at: Layout, norm: Any = None
+        self,
+        grads: Any,
+        opt: Any,
+        params: Any,
+        step: Any,
+        specs: Specs,
+        at: Layout,
+        norm: Any = None,
+        finite: Any = None,
     ) -> tuple[Any, Any, dict[str, Any]]:
         """Return parameters and state behind a step, and {"lr": learning rate}; manual, on this device's pieces.
 
@@ -131,6 +139,7 @@ class Optimiser:
             opt: arrays of `state`.
             step: number of the step, int32, from 0.
             norm: of `global_norm(grads)` where it is known.
+            finite: bool (), whether parameters and state change at all; None for yes.
         """
         lr = self.rate(step)
         if self.clip:
@@ -141,9 +150,9 @@ class Optimiser:
         for name, param in flat(specs).items():
             slots = {slot: leaves[name].astype(jnp.float32) for slot, leaves in kept.items() if name in leaves}
             p, g = old[name].astype(jnp.float32), slopes[name].astype(jnp.float32)
-            u, slots = RULES[self.name][1](g * shorter if self.clip else g, slots, p, step, param, self, at)
-            p = (p * (1 - lr * self.weight_decay) if param.decay and self.weight_decay else p) - lr * u
-            new[name] = _rounded(p, old[name].dtype, param, at, step, name)
+            u, slots = RULES[self.name][1](g * shorter if self.clip else g, slots, p, step, finite, param, self, at)
+            shrunk = p * (1 - lr * self.weight_decay) if param.decay and self.weight_decay else p
+            new[name] = _rounded(_held(shrunk - lr * u, p, finite), old[name].dtype, param, at, step, name)
             for slot, leaf in slots.items():
                 moments[slot][name] = _rounded(leaf, kept[slot][name].dtype, param, at, step, f"{slot}/{name}")
         return unflat(new), {slot: unflat(leaves) for slot, leaves in moments.items()}, {"lr": lr}
@@ -162,6 +171,11 @@ def _cuts(param: Param, at: Layout, *axes: int) -> tuple[str, ...]:
     """Return the axes of the mesh over which these axes of a parameter are cut."""
     cuts = param.partition(at)
     return tuple(axis for number in axes for axis in ((cuts[number],) if isinstance(cuts[number], str) else cuts[number] or ()))
+
+
+def _held(new: Any, old: Any, finite: Any) -> Any:
+    """Return what is new, or what was before where the step is not finite."""
+    return new if finite is None else jnp.where(finite, new, old)
 
 
 def _mean(x: Any, param: Param, at: Layout, *axes: int) -> Any:
@@ -190,10 +204,11 @@ def _adamw_slots(param: Param, o: Optimiser) -> dict[str, Param]:
     return {slot: replace(param, dtype=o.moments) for slot in ("m", "v")}
 
 
-def _adamw(g: Any, s: Slots, p: Any, step: Any, param: Param, o: Optimiser, at: Layout) -> tuple[Any, Slots]:
+def _adamw(g: Any, s: Slots, p: Any, step: Any, finite: Any, param: Param, o: Optimiser, at: Layout) -> tuple[Any, Slots]:
     t = jnp.asarray(step, jnp.float32) + 1
-    m = o.b1 * s["m"] + (1 - o.b1) * g
-    v = o.b2 * s["v"] + (1 - o.b2) * (g * g)
+    m = _held(o.b1 * s["m"] + (1 - o.b1) * g, s["m"], finite)
+    v = _held(o.b2 * s["v"] + (1 - o.b2) * (g * g), s["v"], finite)
+    m, v = lax.optimization_barrier((m, v))  # written over the old ones before they are read: else XLA copies all moments
     return m / (1 - o.b1**t) / (jnp.sqrt(v / (1 - o.b2**t)) + o.eps), {"m": m, "v": v}
 
 
@@ -201,9 +216,9 @@ def _muon_slots(param: Param, o: Optimiser) -> dict[str, Param]:
     return {"m": replace(param, dtype=o.moments)} if param.matrix else _adamw_slots(param, o)
 
 
-def _muon(g: Any, s: Slots, p: Any, step: Any, param: Param, o: Optimiser, at: Layout) -> tuple[Any, Slots]:
+def _muon(g: Any, s: Slots, p: Any, step: Any, finite: Any, param: Param, o: Optimiser, at: Layout) -> tuple[Any, Slots]:
     if param.matrix is None:
-        return _adamw(g, s, p, step, param, o, at)
+        return _adamw(g, s, p, step, finite, param, o, at)
     m = o.momentum * s["m"] + (1 - o.momentum) * g
     whole = (1 - o.momentum) * g + o.momentum * m
     first, middle = param.matrix
@@ -215,7 +230,7 @@ def _muon(g: Any, s: Slots, p: Any, step: Any, param: Param, o: Optimiser, at: L
     for axis in range(first, g.ndim):
         if cut := _cuts(param, at, axis):
             u = lax.dynamic_slice_in_dim(u, index(at, *cut) * g.shape[axis], g.shape[axis], axis)
-    return u, {"m": m}
+    return u, {"m": _held(m, s["m"], finite)}
 
 
 def orthogonal(x: Any) -> Any:
@@ -250,8 +265,8 @@ def _adafactor_slots(param: Param, o: Optimiser) -> dict[str, Param]:
     return {"rows": _without(param, factors[1]), "columns": _without(param, factors[0])}
 
 
-def _adafactor(g: Any, s: Slots, p: Any, step: Any, param: Param, o: Optimiser, at: Layout) -> tuple[Any, Slots]:
-    b = 1 - (jnp.asarray(step, jnp.float32) + 1) ** -0.8
+def _adafactor(g: Any, s: Slots, p: Any, step: Any, finite: Any, param: Param, o: Optimiser, at: Layout) -> tuple[Any, Slots]:
+    b, before = 1 - (jnp.asarray(step, jnp.float32) + 1) ** -0.8, s
     square = g * g + TINY
     if (factors := _factors(param)) is None:
         v = b * s["v"] + (1 - b) * square
@@ -264,6 +279,7 @@ def _adafactor(g: Any, s: Slots, p: Any, step: Any, param: Param, o: Optimiser, 
         c = b * jnp.expand_dims(s["columns"], rows) + (1 - b) * _mean(square, param, at, *rows)
         u = g / jnp.sqrt(r / _mean(r, param, at, *rows)) / jnp.sqrt(c)
         s = {"rows": r.squeeze(columns), "columns": c.squeeze(rows)}
+    s = {slot: _held(leaf, before[slot], finite) for slot, leaf in s.items()}
     u = u / jnp.maximum(1.0, jnp.sqrt(_mean(u * u, param, at, *axes)) / o.threshold)
     return u * (jnp.maximum(1e-3, jnp.sqrt(_mean(p * p, param, at, *axes))) if o.relative else 1.0), s
 

@@ -13,7 +13,9 @@ inputs by name, `label` int32 (B,), `value` float32 (B, n).
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -45,6 +47,12 @@ OPTIONS = {"xla_disable_hlo_passes": "tree_reduction_rewriter"}
 def compiled(function: Any, **options: Any) -> Any:
     """Return the function jitted, with the options that suit the processor."""
     return jax.jit(function, compiler_options=OPTIONS if jax.default_backend() == "cpu" else None, **options)
+
+
+def give_back() -> None:
+    """Return memory that is free but held by the C library, such as the compiler's, to the system (GNU C library)."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class State(NamedTuple):
@@ -239,8 +247,8 @@ class Trainer:
         metrics, grads = gradients(state.params, batch, self.specs, scale, self.config, at, p)
         norm = global_norm(grads, self.specs, at)
         finite = jnp.isfinite(metrics["total"]) & jnp.isfinite(norm)
-        params, opt, info = self.optimiser.update(grads, state.opt, state.params, state.step, self.specs, at, norm=norm)
-        params, opt = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, opt), (state.params, state.opt))
+        known = {"norm": norm, "finite": finite}
+        params, opt, info = self.optimiser.update(grads, state.opt, state.params, state.step, self.specs, at, **known)
         metrics = metrics | info | {"grad_norm": norm, "finite": finite.astype(jnp.float32)}
         return State(params, opt, state.step + 1, p.next_scale(state.scale, finite), state.seed), metrics
 
@@ -263,7 +271,14 @@ class Trainer:
         """Return the state after one step on a batch of `prepare`, and metrics, float32 numbers: "loss" (nats a token), "tokens",
         "grad_norm", "lr", "aux", "dropped", "finite", "total" (what was minimised).
         """
-        return self._program("step", batch, lambda: self.program(sorted(batch)))(state, batch)
+
+        def make() -> Any:
+            program = self.program(sorted(batch))
+            program.lower(state, batch).compile()  # it is kept: the call finds it
+            give_back()
+            return program
+
+        return self._program("step", batch, make)(state, batch)
 
     def _evaluation(self, kind: str, function: Any, outputs: Any, batch: Mapping[str, Any]) -> Any:
         inputs = (self.partitions.params, self.batch_partitions(batch))
