@@ -25,7 +25,7 @@ class Engine:
             **{"vocab": size.vocab, "width": size.width, "layers": size.layers, "heads": size.heads, "length": size.length},
             **{"norm": "layer", "activation": "gelu", "positions": "learned", "bias": True, "eps": gpt.NORM_EPS},
         )
-        optimiser = Optimiser(learning_rate=gpt.RATE, b1=gpt.B1, b2=gpt.B2, eps=gpt.EPS, weight_decay=gpt.DECAY)
+        optimiser = Optimiser(learning_rate=gpt.RATE, b1=gpt.B1, b2=gpt.B2, eps=gpt.EPS, weight_decay=gpt.DECAY, clip=0)
         self.trainer = Trainer(config, Layout(), optimiser, Precision.of(precision))
         state, given = self.trainer.init(0), gpt.weights(size)
         leaves = {}
