@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.run import compare, versions
 from bench.train import gpt, peers, plan
-from gewu.train.elastic import HUGE
+from gewu.train.memory import HUGE
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = Path(__file__).resolve().parent / "work"

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.train import gpt
+from gewu.train import memory
 from gewu.train.config import ModelConfig
 from gewu.train.mesh import Layout
 from gewu.train.optim import Optimiser
@@ -21,6 +22,7 @@ class Engine:
     """A trainer with the benchmark's weights."""
 
     def __init__(self, size: gpt.Size, precision: str, engine: str) -> None:
+        memory.keep()
         config = ModelConfig(
             **{"vocab": size.vocab, "width": size.width, "layers": size.layers, "heads": size.heads, "length": size.length},
             **{"norm": "layer", "activation": "gelu", "positions": "learned", "bias": True, "eps": gpt.NORM_EPS},

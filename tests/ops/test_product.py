@@ -1,4 +1,4 @@
-"""Products of bfloat16 against float64, on memory and through JAX."""
+"""Products of bfloat16, and of float32 by parts, against float64, on memory and through JAX."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from gewu.ops import product as products
 from gewu.ops import product_kernel
 from gewu.ops.product import multiply, product
-from gewu.ops.rows import applied, halved
+from gewu.ops.rows import activated, applied, halved
 
 HALF = ml_dtypes.bfloat16
 WAYS = product_kernel.ways()
@@ -36,6 +36,17 @@ g = jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(P("x"), P()), out_specs=P(), c
 exact = 3 * float((np.asarray(product(a, b), np.float64) ** 2).sum())
 assert len(jax.devices()) == 8 and abs(float(g(a, b)) / exact - 1) < 1e-2, (g(a, b), exact)
 """
+
+
+TWICE = """
+import sys, hashlib, jax, jax.numpy as jnp, numpy as np
+from gewu.ops.rows import normed
+r = np.random.default_rng(0)
+x, g = jnp.asarray(r.normal(size=(64, 384)), jnp.float32), jnp.asarray(r.normal(size=384), jnp.float32)
+y, back = jax.vjp(lambda *given: normed(*given, 1e-5, True), x, g, g)
+print(hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in (y, *back(x)))).hexdigest())
+"""
+thirds = pytest.mark.skipif("tiles" not in WAYS, reason="this processor has no AMX")
 
 
 def operands(m: int, n: int, k: int, ta: bool, tb: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -173,3 +184,64 @@ def test_applied_weights_have_gradients_that_are_not_rounded() -> None:
     np.testing.assert_array_equal(dx, product(weight, w.astype(jnp.bfloat16), tb=True))
     assert dw.dtype == jnp.float32
     np.testing.assert_allclose(dw, np.asarray(x, float).T @ np.asarray(weight, float), atol=1e-4)
+
+
+def singles(m: int, n: int, k: int, spread: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return float32 operands over 10^±spread, their product in float64, and that of their magnitudes."""
+    random = np.random.default_rng([m, n, k, spread])
+    scale = 10.0 ** random.uniform(-spread, spread, (m, 1)), 10.0 ** random.uniform(-spread, spread, (1, n))
+    a, b = (random.normal(size=(m, k)) * scale[0]).astype(np.float32), (random.normal(size=(k, n)) * scale[1]).astype(np.float32)
+    wide, tall = a.astype(float), b.astype(float)
+    return a, b, wide @ tall, np.abs(wide) @ np.abs(tall)
+
+
+@thirds
+@pytest.mark.parametrize("spread", [0, 8])
+@pytest.mark.parametrize(("ta", "tb"), FORMS)
+def test_products_by_parts_have_the_error_of_float32(ta: bool, tb: bool, spread: int) -> None:
+    for m, n, k in (*SIZES, (64, 96, 1100)):
+        a, b, exact, size = singles(m, n, k, spread)
+        ours = np.ascontiguousarray(a.T) if ta else a, np.ascontiguousarray(b.T) if tb else b
+        found = on_memory(*ours, ta, tb, form="float32", way="thirds")
+        assert (np.abs(found - exact) <= (k + 1) * 2.0**-24 * size + 1e-30).all(), (m, n, k)
+        error, theirs = (np.sqrt(np.mean(((x - exact) / size) ** 2)) for x in (found, a @ b))
+        assert error <= 1.2 * theirs + 2.0**-25, (m, n, k, error, theirs)
+
+
+@thirds
+def test_products_by_parts_go_through_jax_with_their_gradients_and_threads_change_no_bit() -> None:
+    a, b, exact, _ = singles(100, 70, 1100)
+    found, back = jax.vjp(lambda a, b: products.matmul(a, b), jnp.asarray(a), jnp.asarray(b))
+    np.testing.assert_array_equal(found, on_memory(a, b, False, False, form="float32", way="thirds", threads=1))
+    np.testing.assert_allclose(found, exact, atol=2e-5 * np.abs(exact).max())
+    g = np.random.default_rng(4).normal(size=found.shape).astype(np.float32)
+    for mine, whole in zip(back(jnp.asarray(g)), (g.astype(float) @ b.T, a.astype(float).T @ g), strict=True):
+        assert mine.dtype == jnp.float32
+        np.testing.assert_allclose(mine, whole, atol=2e-6 * np.abs(whole).max())
+    a[3, 5] = np.inf
+    assert np.isnan(np.asarray(products.matmul(jnp.asarray(a), jnp.asarray(b)))[3]).all()
+
+
+@pytest.mark.parametrize("gates", [1, 2])
+@pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16])
+def test_activations_that_are_made_again_have_the_plain_gradients(kind: object, gates: int) -> None:
+    random = np.random.default_rng(gates)
+    h, w = jnp.asarray(random.normal(size=(48, gates * 40)), kind), jnp.asarray(random.normal(size=(40, 24)), jnp.float32)
+    bias, g = jnp.asarray(random.normal(size=(gates, 40)), jnp.float32), jnp.asarray(random.normal(size=(48, 24)), kind)
+
+    def plain(h: jax.Array, bias: jax.Array, w: jax.Array) -> jax.Array:
+        x = h.astype(jnp.float32).reshape(48, gates, 40) + bias
+        return (jax.nn.silu(x[:, 0]) * x[:, 1] if gates == 2 else jax.nn.gelu(x[:, 0], approximate=True)) @ w
+
+    found, back = jax.vjp(activated, h, bias, w)
+    exact, there = jax.vjp(plain, h, bias, w)
+    close = 2e-6 if kind == jnp.float32 else 2e-2
+    for mine, theirs in zip((found, *back(g)), (exact, *there(g.astype(jnp.float32))), strict=True):
+        theirs = np.asarray(theirs, np.float32)
+        np.testing.assert_allclose(np.asarray(mine, np.float32), theirs, rtol=0, atol=close * np.abs(theirs).max())
+
+
+def test_loops_just_compiled_and_from_the_cache_give_the_same_bits(tmp_path: object) -> None:
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    runs = [subprocess.run([sys.executable, "-c", TWICE], env=env, capture_output=True, text=True, check=True) for _ in range(2)]
+    assert runs[0].stdout == runs[1].stdout

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gewu.ops import gemm, product, product_kernel
+from gewu.ops import gemm, product, product_kernel, product_pack
 from gewu.ops.cache import Cache, cache_folder
 from gewu.ops.ffi import raw_target
 from gewu.ops.lean import HALF, INTEGER, SINGLE, at, call, compiled, entry, exp, larger, narrow, wide
@@ -212,13 +212,13 @@ def _machine_code(half: bool) -> tuple[int, int, int, int, int]:
 def _target(kind: str, causal: bool, window: int, back: bool) -> str:
     """Return XLA's name of the attention, or its backward pass, of arrays of a type."""
     half = kind == "bfloat16"
-    code = entry(_backward_part if back else _forward_part, HALF if half else SINGLE)
+    loop = entry(_backward_part if back else _forward_part, HALF if half else SINGLE)
 
     def work(arguments: Any, results: Any) -> None:
         b, t, K, both, C = arguments[0][1]
         pack, run, bytes_, rows, columns = _machine_code(half)
         longest = max(t, C)
-        packed = (-(-longest // rows) + 1) * rows * (longest + product_kernel.SQUARE) * 4
+        packed = (-(-longest // rows) + 1) * rows * (longest + product_pack.SQUARE) * 4
         space = 8 * (BLOCK * t + t * C + t * t) + 4 * BLOCK * C if back else 8 * BLOCK * t
         piece = -(-(packed + bytes_ + space) // 64) * 64
         tasks = -(-b * K // (2 * THREADS))
@@ -226,7 +226,8 @@ def _target(kind: str, causal: bool, window: int, back: bool) -> str:
         place = scratch("attend", piece * pieces).address
         head = (b, t, K, both - 2, C, int(causal), window, arguments[1][1][0], place, piece, tasks)
         arrays = [address for address, _ in (*arguments, *results)]
-        together(code.address, (*head, pack, run, packed, bytes_, rows, columns, int(half), *arrays), b * K, pieces, THREADS)
+        given = (*head, pack, run, packed, bytes_, rows, columns, int(half), *arrays)
+        together(loop.address, (loop.code, *given), b * K, pieces, THREADS)
 
     return raw_target("attend", work)
 

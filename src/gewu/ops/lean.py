@@ -7,12 +7,14 @@ to 2 units in the last place that loops take 16 at a time, and `call` calls mach
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from gewu.core.device import load_numba
+from gewu.ops import llvm
 
 numba = load_numba()
 
@@ -32,20 +34,56 @@ _EXP: Final = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0)
 
 
 def compiled(function: Any) -> Any:
-    """Return a loop compiled; Numba's cache knows it by the source of this module too."""
+    """Return a loop compiled; Numba's cache knows it by the source of this module too.
+
+    What it calls is written into it: else the loader takes the code of a function from where it finds it first, which is
+    another place after a compilation than after a start from the cache, and sums may differ in the last bit.
+    """
     function.__qualname__ = f"{function.__qualname__}_{_STAMP}"
-    return numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")(function)
+    return numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy", forceinline=True)(function)
 
 
-def entry(function: Any, like: Any) -> Any:
-    """Return a compiled `function(like, args, lo, hi)` as code for `native.Parts`; `args` are int64, `like` says a type."""
-    count = COUNT
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A compiled loop for `native.Parts`.
 
-    @numba.cfunc(types.void(types.int64, types.int64, types.int64, types.int64))  # type: ignore[untyped-decorator]
-    def enter(args: int, sizes: int, lo: int, hi: int) -> None:
-        function(like, numba.carray(pointer(args, _WHOLE), (count,)), lo, hi)
+    Attributes:
+        address: of `void f(ptr args, ptr sizes, i64 lo, i64 hi)`; args are int64, `code` and then the loop's own.
+        code: address of the loop as Numba calls it.
+        kept: what holds the code.
+    """
 
-    return enter
+    address: int
+    code: int
+    kept: Any
+
+
+def entry(function: Any, like: Any) -> Entry:
+    """Return a compiled `function(like, args, lo, hi)`; `args` is an int64 array, `like` says a type.
+
+    It is the code of the cache: a C function of Numba's would be compiled in every process.
+    """
+    signature = (numba.typeof(like), types.Array(types.int64, 1, "C"), types.int64, types.int64)
+    function.compile(signature)
+    made = function.overloads[signature]
+    library = llvm.jit(_ENTER.replace("TYPE ZERO", "float 0.0" if isinstance(like, np.float32) else "i16 0"))
+    code = made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
+    return Entry(library.address("enter"), code, (library, made))
+
+
+_ENTER: Final = f"""
+; the loop takes places for its result and its error, then `like`, then an array: who holds it, its object, count, bytes of a
+; number, address, shape, stride
+define void @enter(ptr %args, ptr %sizes, i64 %lo, i64 %hi) #0 {{
+  %result = alloca ptr
+  %error = alloca ptr
+  %function = load ptr, ptr %args
+  %own = getelementptr i64, ptr %args, i64 1
+  %done = call i32 %function(ptr %result, ptr %error, TYPE ZERO, ptr null, ptr null, i64 {COUNT}, i64 8, ptr %own, i64 {COUNT},
+    i64 8, i64 %lo, i64 %hi)
+  ret void
+}}
+"""
 
 
 @intrinsic  # type: ignore[untyped-decorator]

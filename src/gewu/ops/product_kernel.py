@@ -1,15 +1,19 @@
-"""Matrix products of bfloat16 numbers, summed in float32, in LLVM text.
+"""Matrix products of bfloat16 numbers, and of float32 ones by parts, summed in float32, in LLVM text.
 
 C[i, j] = sum_k A[i, k] B[k, j] for any strides of A and B, in the scheme of `gemm`: panels of A and of B, a block of C in
-registers. Three ways, chosen by the processor:
+registers. Four ways, chosen by the processor:
 
     tiles   AMX: a panel of B holds pairs (k, k + 1) side by side, one of A squares of 16 rows by 16 pairs; one instruction
             multiplies 16 by 16 rows and columns over 16 pairs. Linux gives the registers to processes that ask for them
     pairs   AVX-512 BF16: both panels hold pairs side by side; one instruction multiplies 16 pairs and adds both products
     wide    elsewhere: numbers are widened to float32 while they are packed, then multiplied like float32
+    thirds  AMX, float32 numbers: each is the sum of three of bfloat16, x = x1 + x2 + x3 without error, and of the nine products
+            the six that count in float32 are summed, a1 b1 + a1 b2 + a2 b1 + a1 b3 + a2 b2 + a3 b1 (Henry, Tang and Heinecke,
+            arXiv:1904.06376). What is left out is less than 2^-25 of |a| |b|, half of what float32 rounds away
 
-A sum of at most DEPTH pairs (or numbers) stays in registers and may leave them rounded to bfloat16; longer ones are kept in
-float32. Tiles and pairs take numbers below 2^-126 for zero.
+A sum of at most `depth` words stays in registers and may leave them rounded to bfloat16; longer ones are kept in float32.
+Tiles and pairs take numbers below 2^-126 for zero, thirds lose parts below it; infinite numbers become NaN by thirds, and so
+do those above 3.39e38.
 """
 
 from __future__ import annotations
@@ -19,21 +23,24 @@ from functools import cache
 from typing import Final
 
 from gewu.ops import llvm
-from gewu.ops.gemm import Shape, Writer, shape, turn_square
+from gewu.ops.gemm import Shape, Writer, shape
 from gewu.ops.lower import Module
+from gewu.ops.product_pack import SQUARE, filled, half_at, number_at, pack, pack_squares, parts_of, step, tiled
 
 FORMS: Final = {"float32": 0, "bfloat16": 1, "added": 2}
 """What becomes of C: written in float32, written in bfloat16, added to in float32."""
 DEPTH: Final = 768
-"""Pairs, or widened numbers, of one sum in registers."""
-COLUMN_BLOCK: Final = 8
-"""Panels of B that a thread packs at a time."""
-ROW_BLOCK: Final = 8
-"""Panels of A between which a panel of B is used again from the first-level cache."""
-SQUARE: Final = 16
-"""Rows of a tile, and words of each."""
-AHEAD: Final = 2048
-"""Bytes of a panel of A by which tiles ask for it before they need it."""
+"""Pairs, or widened numbers, of one sum in registers; a third of it by thirds."""
+THIRDS: Final = ((0, 2), (0, 1), (1, 1), (1, 0), (0, 0), (2, 0))
+"""Which parts are multiplied, in an order in which one of them often stays."""
+COLUMN_BLOCK: Final = {"tiles": 64, "thirds": 64, "pairs": 8, "wide": 8}
+"""Panels of B that a thread packs at a time, if WORK words hold them."""
+WORK: Final = {"tiles": 6 << 16, "thirds": 4 << 16, "pairs": 8 * 32 * DEPTH, "wide": 8 * 32 * DEPTH}
+"""Words of packed B that stay in the second-level cache beside a panel of A."""
+ROW_BLOCK: Final = {"tiles": 1, "thirds": 1, "pairs": 8, "wide": 8}
+"""Panels of A for which a panel of B is used again from the first-level cache; with 1, that cache keeps A."""
+AHEAD: Final = 4
+"""Lines of the next panel of A that tiles ask for in a step of this one."""
 _NEEDS: Final = {
     "tiles": {"+amx-bf16", "+amx-tile", "+avx512bf16", "+avx512bw", "+avx512f"},
     "pairs": {"+avx512bf16", "+avx512bw", "+avx512f"},
@@ -75,179 +82,33 @@ def _permitted() -> bool:
 
 def block(way: str) -> Shape:
     """Return rows and columns of the block of C that registers hold."""
-    return Shape("f32", 2 * SQUARE, 2 * SQUARE, SQUARE) if way == "tiles" else shape("f32")
+    return Shape("f32", 2 * SQUARE, 2 * SQUARE, SQUARE) if tiled(way) else shape("f32")
 
 
-def step(way: str) -> int:
-    """Return how many numbers a packed word holds."""
-    return 1 if way == "wide" else 2
-
-
-def words(way: str, numbers: int) -> int:
-    """Return how many packed words a row of so many numbers takes."""
-    return -(-numbers // (step(way) * _unit(way))) * _unit(way)
-
-
-def _unit(way: str) -> int:
-    return SQUARE if way == "tiles" else 1
+def depth(way: str) -> int:
+    """Return how many words of a row are summed in registers."""
+    return DEPTH // parts_of(way)
 
 
 def text(way: str) -> str:
     """Return an LLVM module with `pack_rows` and `multiply`, and `pack_part` and `part`: the same for `native.Parts`."""
     module, registers = Module(), block(way)
-    left = _pack_squares(module, registers) if way == "tiles" else _pack(module, registers, "left", registers.rows, way)
-    kernel = _tiles(module, registers) if way == "tiles" else _kernel(module, registers, way)
-    functions = [left, _pack(module, registers, "right", registers.columns, way), kernel]
+    if tiled(way):
+        functions = [pack_squares(module, registers, side, way) for side in ("left", "right")] + [_tiles(module, registers, way)]
+    else:
+        sides = {"left": registers.rows, "right": registers.columns}
+        functions = [pack(module, registers, side, width, way) for side, width in sides.items()]
+        functions.append(_kernel(module, registers, way))
     functions += [_pack_rows(module, registers, way), _multiply(module, registers, way)]
     shapes = "".join(f"\\{byte:02x}" for byte in _SHAPES)
-    told = f'@shapes = internal constant [64 x i8] c"{shapes}", align 64' if way == "tiles" else ""
-    return llvm.words("\n".join([module.text(), told, _DECLARED[way], *functions, _PARTS.replace("WORK", str(work_bytes(way)))]))
+    told = f'@shapes = internal constant [64 x i8] c"{shapes}", align 64' if tiled(way) else ""
+    declared = _DECLARED["tiles" if tiled(way) else way]
+    return llvm.words("\n".join([module.text(), told, declared, *functions, _PARTS.replace("WORK", str(work_bytes(way)))]))
 
 
 def work_bytes(way: str) -> int:
     """Return the bytes that `multiply` packs B in."""
-    return COLUMN_BLOCK * block(way).columns * DEPTH * 4
-
-
-def _half(w: Writer, pointer: str, index: str) -> str:
-    return w.emit(f"getelementptr i16, ptr {pointer}, i64 {index}")
-
-
-def _filled(w: Writer, numbers: str, way: str) -> str:
-    """Return the name of `words` of a number of numbers."""
-    unit = _unit(way)
-    return w.mul(w.emit(f"sdiv i64 {w.add(numbers, step(way) * unit - 1)}, {step(way) * unit}"), unit)
-
-
-_PACKED: Final = "ptr noalias %from, ptr noalias %to, i64 %si, i64 %sk, i64 %n, i64 %inner"
-
-
-def _word(w: Writer, row: str, k: str, way: str) -> str:
-    """Return word k of a row, by number: zero where there is none."""
-
-    def number(k: str) -> str:
-        inside = w.emit(f"and i1 {w.emit(f'icmp slt i64 {row}, %n')}, {w.emit(f'icmp slt i64 {k}, %inner')}")
-        place = w.emit(f"select i1 {inside}, i64 {w.add(w.mul(row, '%si'), w.mul(k, '%sk'))}, i64 0")
-        value = w.emit(f"load i16, ptr {_half(w, '%from', place)}")
-        return w.emit(f"zext i16 {w.emit(f'select i1 {inside}, i16 {value}, i16 0')} to i32")
-
-    if way == "wide":
-        return w.emit(f"shl i32 {number(k)}, 16")
-    low, high = number(w.mul(k, 2)), number(w.add(w.mul(k, 2), 1))
-    return w.emit(f"or i32 {low}, {w.emit(f'shl i32 {high}, 16')}")
-
-
-def _side_by_side(w: Writer, k: str, first: int, width: int) -> str:
-    """Return words k of `width` rows from `first` on, <2 width x i16>, where memory runs along the rows."""
-
-    def half(k: str) -> str:
-        return w.emit(f"load <{width} x i16>, ptr {_half(w, '%from', w.add(w.mul(k, '%sk'), first))}, align 2")
-
-    picks = ", ".join(f"i32 {i}, i32 {width + i}" for i in range(width))
-    kind, low = f"<{width} x i16>", half(w.mul(k, 2))
-    return w.emit(f"shufflevector {kind} {low}, {kind} {half(w.add(w.mul(k, 2), 1))}, <{2 * width} x i32> <{picks}>")
-
-
-def _pack_squares(module: Module, block: Shape) -> str:
-    """Copy a panel of 32 rows: word 16 (32 (k / 16) + i) + k % 16 holds numbers 2k and 2k + 1 of row i; else as `_pack`."""
-    w = Writer(module, block)
-    whole = w.emit(f"icmp eq i64 %n, {block.rows}")
-    along = w.emit(f"and i1 {whole}, {w.emit('icmp eq i64 %sk, 1')}")
-    across = w.emit(f"and i1 {whole}, {w.emit('icmp eq i64 %si, 1')}")
-    squares = w.emit(f"sdiv i64 {_filled(w, '%inner', 'tiles')}, {SQUARE}")
-    full = w.emit(f"sdiv i64 %inner, {2 * SQUARE}")
-
-    def target(square: str, i: str) -> str:
-        return w.mul(w.add(w.mul(square, block.rows), i), SQUARE)
-
-    def plain(lo: str) -> None:
-        def row(square: str, i: str) -> None:
-            def one(k: str) -> None:
-                word = _word(w, i, w.add(w.mul(square, SQUARE), k), "tiles")
-                w.line(f"store i32 {word}, ptr {w.at('%to', w.add(target(square, i), k))}")
-
-            w.loop("0", str(SQUARE), 1, one)
-
-        w.loop(lo, squares, 1, lambda square: w.loop("0", str(block.rows), 1, lambda i: row(square, i)))
-
-    def copied() -> None:
-        def row(square: str, i: str) -> None:
-            place = _half(w, "%from", w.add(w.mul(i, "%si"), w.mul(square, 2 * SQUARE)))
-            value = w.emit(f"load {block.vector}, ptr {place}, align 2")
-            w.line(f"store {block.vector} {value}, ptr {w.at('%to', target(square, i))}, align 4")
-
-        w.loop("0", full, 1, lambda square: w.loop("0", str(block.rows), 1, lambda i: row(square, i)))
-        plain(full)
-
-    def turned() -> None:
-        def square(number: str) -> None:
-            for first in range(0, block.rows, SQUARE):
-
-                def load(k: int, _: str, first: int = first) -> str:
-                    halves = _side_by_side(w, w.add(w.mul(number, SQUARE), k), first, SQUARE)
-                    return w.emit(f"bitcast <{2 * SQUARE} x i16> {halves} to {block.vector}")
-
-                turn_square(w, block, w.add(w.mul(number, block.rows), first), 0, SQUARE, SQUARE, load)
-
-        w.loop("0", full, 1, square)
-        plain(full)
-
-    w.branch(along, copied, lambda: w.branch(across, turned, lambda: plain("0")))
-    return w.function(f"define internal void @pack_left({_PACKED}) noinline")
-
-
-def _pack(module: Module, block: Shape, side: str, width: int, way: str) -> str:
-    """Copy a panel of `width` rows: word k width + i holds numbers k (2k and 2k + 1 of pairs) of row i, zero where there is none.
-
-    Rows are `si`, numbers of a row `sk` apart; `inner` numbers, n rows.
-    """
-    w, numbers = Writer(module, block), step(way)
-    whole = w.emit(f"icmp eq i64 %n, {width}")
-    along = w.emit(f"and i1 {whole}, {w.emit('icmp eq i64 %sk, 1')}")
-    across = w.emit(f"and i1 {whole}, {w.emit('icmp eq i64 %si, 1')}")
-    until = _filled(w, "%inner", way)
-    full = w.emit(f"sdiv i64 %inner, {numbers}")
-
-    def one(k: str, row: str) -> None:
-        w.line(f"store i32 {_word(w, row, k, way)}, ptr {w.at('%to', w.add(w.mul(k, width), row))}")
-
-    def plain(lo: str) -> None:
-        w.loop(lo, until, 1, lambda k: w.loop("0", str(width), 1, lambda i: one(k, i)))
-
-    def straight() -> None:  # memory runs along the rows of the panel
-        def row(k: str) -> None:
-            target = w.at("%to", w.mul(k, width))
-            if way == "wide":
-                place = _half(w, "%from", w.mul(k, "%sk"))
-                value = w.emit(f"zext <{width} x i16> {w.emit(f'load <{width} x i16>, ptr {place}, align 2')} to <{width} x i32>")
-                w.line(f"store <{width} x i32> {w.emit(f'shl <{width} x i32> {value}, splat (i32 16)')}, ptr {target}, align 4")
-            else:
-                w.line(f"store <{2 * width} x i16> {_side_by_side(w, k, 0, width)}, ptr {target}, align 4")
-
-        w.loop("0", full, 1, row)
-        plain(full)
-
-    def turned() -> None:  # memory runs along k
-        done = w.emit(f"and i64 {full}, {-block.lanes}")
-
-        def load(row: int, k: str) -> str:
-            place = _half(w, "%from", w.add(w.mul("%si", row), w.mul(k, numbers)))
-            if way != "wide":
-                return w.emit(f"load {block.vector}, ptr {place}, align 2")
-            half = w.emit(f"load <{block.lanes} x i16>, ptr {place}, align 2")
-            wide = w.emit(f"zext <{block.lanes} x i16> {half} to <{block.lanes} x i32>")
-            wide = w.emit(f"shl <{block.lanes} x i32> {wide}, splat (i32 16)")
-            return w.emit(f"bitcast <{block.lanes} x i32> {wide} to {block.vector}")
-
-        def square(k: str) -> None:
-            for first in range(0, width, block.lanes):
-                turn_square(w, block, k, first, min(block.lanes, width - first), width, load)
-
-        w.loop("0", done, block.lanes, square)
-        plain(done)
-
-    w.branch(along, turned, lambda: w.branch(across, straight, lambda: plain("0")))
-    return w.function(f"define internal void @pack_{side}({_PACKED}) noinline")
+    return max(WORK[way], block(way).columns * DEPTH) * 4
 
 
 _HELD: Final = "ptr noalias %a, ptr noalias %b, ptr noalias %c, i64 %ldc, i64 %depth, i1 %more, i1 %round, i64 %n, i64 %m"
@@ -261,7 +122,7 @@ def _left_over(w: Writer, block: Shape) -> None:
         place = w.add(w.mul(i, "%ldc"), j)
 
         def rounded() -> None:
-            w.line(f"store bfloat {w.emit(f'fptrunc float {value} to bfloat')}, ptr {_half(w, '%c', place)}")
+            w.line(f"store bfloat {w.emit(f'fptrunc float {value} to bfloat')}, ptr {half_at(w, '%c', place)}")
 
         def kept() -> None:
             old = w.emit(f"load float, ptr {w.at('%c', place)}")
@@ -279,9 +140,9 @@ def _narrowed(w: Writer, block: Shape, vector: str, place: str) -> None:
     w.line(f"store <{block.lanes} x bfloat> {value}, ptr {place}, align 2")
 
 
-def _tiles(module: Module, block: Shape) -> str:
-    """Two by two tiles of C; as `_kernel`."""
-    w, corners = Writer(module, block), [(i, j) for i in (0, 1) for j in (0, 1)]
+def _tiles(module: Module, block: Shape, way: str) -> str:
+    """Two by two tiles of C; as `_kernel`. Memory at %next is asked for on the way."""
+    w, parts, corners = Writer(module, block), parts_of(way), [(i, j) for i in (0, 1) for j in (0, 1)]
     w.entry.append(f"  %tile = alloca [{block.rows * block.columns} x float], align 64")
     whole = w.emit(f"and i1 {w.emit(f'icmp eq i64 %n, {block.rows}')}, {w.emit(f'icmp eq i64 %m, {block.columns}')}")
     inside = w.emit(f"and i1 {whole}, {w.emit('xor i1 %round, true')}")
@@ -303,16 +164,22 @@ def _tiles(module: Module, block: Shape) -> str:
             w.line(f"call void @llvm.x86.tilezero(i8 {number})")
 
     def step(k: str) -> None:
-        left, right = w.at("%a", w.mul(k, block.rows)), w.at("%b", w.mul(k, block.columns))
-        for line in range(0, block.rows * SQUARE * 4, 64):  # the squares of A come from the second-level cache
-            place = w.emit(f"getelementptr i8, ptr {left}, i64 {AHEAD + line}")
-            w.line(f"call void @llvm.prefetch(ptr {place}, i32 0, i32 3, i32 1)")
-        for j in (0, 1):
-            move(f"loadd64(i8 {6 + j}", w.at(right, str(j * SQUARE)), 4 * block.columns)
-        for i in (0, 1):
-            move(f"loadd64(i8 {4 + i}", w.at(left, str(i * SQUARE * SQUARE)), 4 * SQUARE)
-            for j in (0, 1):
-                w.line(f"call void @llvm.x86.tdpbf16ps(i8 {2 * i + j}, i8 {4 + i}, i8 {6 + j})")
+        square, size = w.emit(f"sdiv i64 {k}, {SQUARE}"), block.rows * SQUARE
+        for line in range(AHEAD * parts):
+            place = w.emit(f"getelementptr i8, ptr %next, i64 {w.add(w.mul(square, 64 * AHEAD * parts), 64 * line)}")
+            w.line(f"call void @llvm.prefetch(ptr {place}, i32 0, i32 2, i32 1)")
+        left, right = w.at("%a", w.mul(square, size * parts)), w.at("%b", w.mul(square, size * parts))
+        held = [-1, -1]
+        for pa, pb in THIRDS if parts == 3 else [(0, 0)]:
+            if held[1] != pb:
+                for j in (0, 1):
+                    move(f"loadd64(i8 {6 + j}", w.at(right, str(pb * size + j * SQUARE * SQUARE)), 4 * SQUARE)
+            for i in (0, 1):
+                if held[0] != pa:
+                    move(f"loadd64(i8 {4 + i}", w.at(left, str(pa * size + i * SQUARE * SQUARE)), 4 * SQUARE)
+                for j in (0, 1):
+                    w.line(f"call void @llvm.x86.tdpbf16ps(i8 {2 * i + j}, i8 {4 + i}, i8 {6 + j})")
+            held = [pa, pb]
 
     def away() -> None:
         for i, j in corners:
@@ -324,7 +191,7 @@ def _tiles(module: Module, block: Shape) -> str:
             for j in range(0, block.columns, block.lanes):
                 place = w.at("%tile", w.add(w.mul(i, block.columns), j))
                 vector = w.emit(f"load {block.vector}, ptr {place}, align 4")
-                _narrowed(w, block, vector, _half(w, "%c", w.add(w.mul("%ldc", i), j)))
+                _narrowed(w, block, vector, half_at(w, "%c", w.add(w.mul("%ldc", i), j)))
 
         w.loop("0", str(block.rows), 1, row)
 
@@ -335,7 +202,7 @@ def _tiles(module: Module, block: Shape) -> str:
     w.branch(continued, go_on, begin)
     w.loop("0", "%depth", SQUARE, step)
     w.branch(inside, straight, away)
-    return w.function(f"define internal void @kernel({_HELD}) noinline")
+    return w.function(f"define internal void @kernel({_HELD}, ptr %next) noinline")
 
 
 def _kernel(module: Module, block: Shape, way: str) -> str:
@@ -373,7 +240,7 @@ def _kernel(module: Module, block: Shape, way: str) -> str:
 
     def narrow(i: int, j: int) -> None:
         vector = w.emit(f"load {block.vector}, ptr %s{i}.{j}")
-        _narrowed(w, block, vector, _half(w, "%c", w.add(w.mul("%ldc", i), j * n)))
+        _narrowed(w, block, vector, half_at(w, "%c", w.add(w.mul("%ldc", i), j * n)))
 
     def every(write: object) -> None:
         for i, j in cells:
@@ -412,14 +279,14 @@ def _pack_rows(module: Module, block: Shape, way: str) -> str:
         count = w.least(w.sub("%rows", first), r)
 
         def part(k: str) -> None:
-            inner = w.least(w.sub("%inner", k), DEPTH * numbers)
-            depth = _filled(w, inner, way)
-            source = _half(w, "%a", w.add(w.mul(first, "%si"), w.mul(k, "%sk")))
+            inner = w.least(w.sub("%inner", k), depth(way) * numbers)
+            source = number_at(w, "%a", w.add(w.mul(first, "%si"), w.mul(k, "%sk")), way)
             before = w.emit(f"sdiv i64 {k}, {numbers}")
-            place = w.add(w.mul(w.mul(panels, r), before), w.mul(w.mul(p, r), depth))
+            place = w.add(w.mul(w.mul(panels, r), before), w.mul(w.mul(p, r), filled(w, inner, way)))
+            place = w.mul(place, parts_of(way))
             w.line(f"call void @pack_left(ptr {source}, ptr {w.at('%to', place)}, i64 %si, i64 %sk, i64 {count}, i64 {inner})")
 
-        w.loop("0", "%inner", DEPTH * numbers, part)
+        w.loop("0", "%inner", depth(way) * numbers, part)
 
     w.loop("%lo", "%hi", 1, panel)
     return w.function("define void @pack_rows(ptr %a, ptr %to, i64 %si, i64 %sk, i64 %rows, i64 %inner, i64 %lo, i64 %hi)")
@@ -429,47 +296,55 @@ def _multiply(module: Module, block: Shape, way: str) -> str:
     """Multiply panels ilo <= i < ihi of packed A with panels jlo <= j < jhi of B."""
     w, r, c, numbers = Writer(module, block), block.rows, block.columns, step(way)
     panels = w.emit(f"sdiv i64 {w.add('%rows', r - 1)}, {r}")
+    parts = parts_of(way)
+    deepest = w.mul(filled(w, w.least("%inner", depth(way) * numbers), way), c * parts)
+    most = w.least(w.emit(f"sdiv i64 {WORK[way]}, {deepest}"), COLUMN_BLOCK[way])
     round_, added = (w.emit(f"icmp eq i64 %form, {FORMS[name]}") for name in ("bfloat16", "added"))
 
     def columns(j0: str) -> None:
-        j1 = w.least(w.add(j0, COLUMN_BLOCK), "%jhi")
-        w.loop("0", "%inner", DEPTH * numbers, lambda k: depth(j0, j1, k))
+        j1 = w.least(w.add(j0, most), "%jhi")
+        w.loop("0", "%inner", depth(way) * numbers, lambda k: deeper(j0, j1, k))
 
-    def depth(j0: str, j1: str, k: str) -> None:
-        inner = w.least(w.sub("%inner", k), DEPTH * numbers)
+    def deeper(j0: str, j1: str, k: str) -> None:
+        inner = w.least(w.sub("%inner", k), depth(way) * numbers)
         more = w.emit(f"or i1 {added}, {w.emit(f'icmp sgt i64 {k}, 0')}")
-        deep = _filled(w, inner, way)
+        deep = w.mul(filled(w, inner, way), parts)
 
         def pack(j: str) -> None:
             first = w.mul(j, c)
-            source = _half(w, "%b", w.add(w.mul(k, "%sk"), w.mul(first, "%sj")))
-            target = w.at("%work", w.mul(w.sub(j, j0), c * DEPTH))
+            source = number_at(w, "%b", w.add(w.mul(k, "%sk"), w.mul(first, "%sj")), way)
+            target = w.at("%work", w.mul(w.mul(w.sub(j, j0), c), deep))
             count = w.least(w.sub("%columns", first), c)
             w.line(f"call void @pack_right(ptr {source}, ptr {target}, i64 %sj, i64 %sk, i64 {count}, i64 {inner})")
 
         w.loop(j0, j1, 1, pack)
         before = w.emit(f"sdiv i64 {k}, {numbers}")
-        base = w.mul(w.mul(panels, r), before)
-        w.loop("%ilo", "%ihi", ROW_BLOCK, lambda i0: rows(i0, j0, j1, base, deep, more))
+        base = w.mul(w.mul(panels, r * parts), before)
+        w.loop("%ilo", "%ihi", ROW_BLOCK[way], lambda i0: rows(i0, j0, j1, base, deep, more))
 
     def rows(i0: str, j0: str, j1: str, base: str, deep: str, more: str) -> None:
-        i1 = w.least(w.add(i0, ROW_BLOCK), "%ihi")
+        i1 = w.least(w.add(i0, ROW_BLOCK[way]), "%ihi")
         w.loop(j0, j1, 1, lambda j: w.loop(i0, i1, 1, lambda i: tile(i, j, j0, base, deep, more)))
 
     def tile(i: str, j: str, j0: str, base: str, deep: str, more: str) -> None:
         left = w.at("%packed", w.add(base, w.mul(w.mul(i, r), deep)))
-        right = w.at("%work", w.mul(w.sub(j, j0), c * DEPTH))
+        right = w.at("%work", w.mul(w.mul(w.sub(j, j0), c), deep))
         top, side = w.mul(i, r), w.mul(j, c)
         place = w.add(w.mul(top, "%ldc"), side)
-        out = w.emit(f"select i1 {round_}, ptr {_half(w, '%c', place)}, ptr {w.at('%c', place)}")
+        out = w.emit(f"select i1 {round_}, ptr {half_at(w, '%c', place)}, ptr {w.at('%c', place)}")
         n, m = w.least(w.sub("%rows", top), r), w.least(w.sub("%columns", side), c)
-        same = f"ptr {left}, ptr {right}, ptr {out}, i64 %ldc, i64 {deep}, i1 {more}, i1 {round_}"
-        w.line(f"call void @kernel({same}, i64 {n}, i64 {m})")
+        one = w.emit(f"sdiv i64 {deep}, {parts}")
+        same = f"ptr {left}, ptr {right}, ptr {out}, i64 %ldc, i64 {one}, i1 {more}, i1 {round_}, i64 {n}, i64 {m}"
+        if tiled(way):  # with every block of this panel of A a share of the next one is asked for
+            share = w.least(w.sub(j, j0), r // AHEAD - 1)
+            ahead = w.add(w.mul(deep, r), w.mul(w.mul(share, AHEAD), deep))
+            same = f"{same}, ptr {w.at(left, ahead)}"
+        w.line(f"call void @kernel({same})")
 
-    if way == "tiles":
+    if tiled(way):
         w.line("call void @llvm.x86.ldtilecfg(ptr @shapes)")
-    w.loop("%jlo", "%jhi", COLUMN_BLOCK, columns)
-    if way == "tiles":
+    w.loop("%jlo", "%jhi", most, columns)
+    if tiled(way):
         w.line("call void @llvm.x86.tilerelease()")
     head = "ptr %packed, ptr %b, ptr %c, ptr %work, i64 %sk, i64 %sj, i64 %ldc, i64 %rows, i64 %columns, i64 %inner"
     return w.function(f"define void @multiply({head}, i64 %form, i64 %ilo, i64 %ihi, i64 %jlo, i64 %jhi)")

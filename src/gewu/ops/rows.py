@@ -1,7 +1,7 @@
 """What is done with the rows of a matrix between products, for JAX on CPUs, each in one pass over memory.
 
     normed      (x - mean) / sqrt(var + eps) gain + bias, or x / sqrt(mean x² + eps) gain
-    activated   gelu(h + bias) with tanh, or silu(h_0 + bias_0) (h_1 + bias_1)
+    activated   gelu(h + bias) w with tanh, or silu(h_0 + bias_0) (h_1 + bias_1) w
     biased      h + bias
     judged      the loss of rows of logits and its gradient: softmax(logits) - 1 at the label, times a weight
     halved      the same numbers in bfloat16
@@ -9,7 +9,7 @@
 
 XLA makes several passes of these, sums columns on one thread and emulates bfloat16 number by number. Rows are float32 or
 bfloat16, sums float32; the gradient of gains and biases is summed over PARTS parts in a fixed order: it does not depend on the
-threads.
+threads. Activations are not kept for the gradient: the pass that makes their derivative makes them again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 from gewu.ops.ffi import raw_target
 from gewu.ops.lean import HALF, INTEGER, SINGLE, at, compiled, entry, exp, larger, narrow, wide
 from gewu.ops.pool import THREADS
-from gewu.ops.product import product, together
+from gewu.ops.product import matmul, product, together
 
 PARTS: Final = 16
 """Parts of the rows; columns are summed in each of them first."""
@@ -92,21 +92,22 @@ def _act(h: Any, bias: Any, gated: bool, y: Any, lo: int, hi: int) -> None:
 
 
 @compiled
-def _act_back(h: Any, bias: Any, g: Any, gated: bool, dh: Any, sums: Any, lo: int, hi: int) -> None:
+def _act_back(h: Any, bias: Any, g: Any, gated: bool, dh: Any, y: Any, sums: Any, lo: int, hi: int) -> None:
     for i in range(lo, hi):
         for j in range(g.shape[1]):
             x, given = wide(h[i, 0, j]) + bias[0, j], wide(g[i, j])
             if gated:
                 other = wide(h[i, 1, j]) + bias[1, j]
                 s = _ONE / (_ONE + exp(-x))
-                second = given * x * s
+                value, second = x * s * other, given * x * s
                 first = given * other * s * (_ONE + x * (_ONE - s))
                 dh[i, 1, j] = narrow(second, dh[i, 1, j])
                 sums[1, j] += second
             else:
                 s = _ONE / (_ONE + exp(-_SLOPE * (x + _CUBE * x * x * x)))
+                value = x * s
                 first = given * s * (_ONE + x * (_ONE - s) * _SLOPE * (_ONE + _THREE * x * x))
-            dh[i, 0, j] = narrow(first, dh[i, 0, j])
+            dh[i, 0, j], y[i, j] = narrow(first, dh[i, 0, j]), narrow(value, y[i, j])
             sums[0, j] += first
 
 
@@ -151,7 +152,7 @@ def _norm_part(like: Any, a: Any, lo: int, hi: int) -> None:
 def _norm_back_part(like: Any, a: Any, lo: int, hi: int) -> None:
     n, D, flag = a[0], a[1], a[3] != 0
     x, gain, g, dx = at(a[5], (n, D), like), at(a[6], (D,), SINGLE), at(a[7], (n, D), like), at(a[8], (n, D), like)
-    sums = at(a[9], (PARTS, 2, D), SINGLE)
+    sums = at(a[10], (PARTS, 2, D), SINGLE)
     for part in range(lo, hi):
         _norm_back(x, gain, g, at(a[4], (1,), SINGLE)[0], flag, dx, sums[part], *_span(n, part))
 
@@ -167,21 +168,17 @@ def _act_part(like: Any, a: Any, lo: int, hi: int) -> None:
 @compiled
 def _act_back_part(like: Any, a: Any, lo: int, hi: int) -> None:
     n, F, gates = a[0], a[1], a[2]
-    h, bias, g, dh = (
-        at(a[5], (n, gates, F), like),
-        at(a[6], (gates, F), SINGLE),
-        at(a[7], (n, F), like),
-        at(a[8], (n, gates, F), like),
-    )
-    sums = at(a[9], (PARTS, gates, F), SINGLE)
+    h, dh = at(a[5], (n, gates, F), like), at(a[8], (n, gates, F), like)
+    bias, g, y = at(a[6], (gates, F), SINGLE), at(a[7], (n, F), like), at(a[9], (n, F), like)
+    sums = at(a[10], (PARTS, gates, F), SINGLE)
     for part in range(lo, hi):
-        _act_back(h, bias, g, gates == 2, dh, sums[part], *_span(n, part))
+        _act_back(h, bias, g, gates == 2, dh, y, sums[part], *_span(n, part))
 
 
 @compiled
 def _columns_part(like: Any, a: Any, lo: int, hi: int) -> None:
     n, D = a[0], a[1]
-    g, sums = at(a[5], (n, D), like), at(a[9], (PARTS, 1, D), SINGLE)
+    g, sums = at(a[5], (n, D), like), at(a[10], (PARTS, 1, D), SINGLE)
     for part in range(lo, hi):
         _columns(g, sums[part], *_span(n, part))
 
@@ -226,7 +223,7 @@ _WORKS: Final = {
 def _target(name: str, kind: str, gates: int, flag: bool, eps: float) -> str:
     """Return XLA's name of one of these on rows of a type."""
     function, sums = _WORKS[name]
-    code, small = entry(function, HALF if kind == "bfloat16" else SINGLE), np.array([eps], np.float32)
+    loop, small = entry(function, HALF if kind == "bfloat16" else SINGLE), np.array([eps], np.float32)
 
     def work(arguments: Any, results: Any) -> None:
         n, width = arguments[0][1][0], arguments[0][1][-1] // gates
@@ -234,8 +231,8 @@ def _target(name: str, kind: str, gates: int, flag: bool, eps: float) -> str:
         arrays = [address for address, _ in (*arguments, *results[: len(results) - sums])]
         held = np.zeros((PARTS, sum(math.prod(shape) for _, shape in added)), np.float32)
         if sums:
-            arrays = [*[*arrays, 0, 0, 0][:4], held.ctypes.data]
-        together(code.address, (n, width, gates, int(flag), small.ctypes.data, *arrays), PARTS, PARTS, THREADS)
+            arrays = [*[*arrays, 0, 0, 0, 0][:5], held.ctypes.data]
+        together(loop.address, (loop.code, n, width, gates, int(flag), small.ctypes.data, *arrays), PARTS, PARTS, THREADS)
         with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite have sums that are not: the caller's to see
             total = held.sum(0)
         done = 0
@@ -282,27 +279,35 @@ normed.defvjp(lambda x, gain, bias, eps, centred: (normed(x, gain, bias, eps, ce
 
 
 @jax.custom_vjp
-def activated(h: Any, bias: Any) -> Any:
-    """Return the activation of rows: gelu (one gate) or silu of the first half times the second (two gates).
+def activated(h: Any, bias: Any, w: Any) -> Any:
+    """Return the activation of rows, gelu (one gate) or silu of the first half times the second (two gates), times weights.
 
     Args:
         h: (n, gates F) float32 or bfloat16.
         bias: (gates, F) float32, added first.
+        w: (F, O) in the type of h, or float32: taken as by `applied`.
 
     Returns:
-        (n, F) in the type of h.
+        (n, O) in the type of h.
     """
+    return _activated(h, bias, w)[0]
+
+
+def _activated(h: Any, bias: Any, w: Any) -> tuple[Any, Any]:
     like = jax.ShapeDtypeStruct((h.shape[0], bias.shape[1]), h.dtype)
-    return _call("act", like, h, bias, kind=h.dtype, gates=bias.shape[0])
+    half = w if w.dtype == h.dtype else halved(w)
+    return matmul(_call("act", like, h, bias, kind=h.dtype, gates=bias.shape[0]), half), (h, bias, half, jnp.zeros((), w.dtype))
 
 
 def _activated_back(kept: Any, g: Any) -> Any:
-    h, bias = kept
-    like = (jax.ShapeDtypeStruct(h.shape, h.dtype), _f32(*bias.shape))
-    return tuple(_call("act_back", like, h, bias, g, kind=h.dtype, gates=bias.shape[0]))
+    h, bias, half, like_w = kept
+    dy = matmul(g, half, tb=True)
+    like = (jax.ShapeDtypeStruct(h.shape, h.dtype), jax.ShapeDtypeStruct(dy.shape, h.dtype), _f32(*bias.shape))
+    dh, y, dbias = _call("act_back", like, h, bias, dy, kind=h.dtype, gates=bias.shape[0])
+    return dh, dbias, matmul(y, g, ta=True, out=like_w.dtype)
 
 
-activated.defvjp(lambda h, bias: (activated(h, bias), (h, bias)), _activated_back)
+activated.defvjp(_activated, _activated_back)
 
 
 @jax.custom_vjp

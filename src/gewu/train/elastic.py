@@ -39,12 +39,10 @@ from typing import Any, Final
 from gewu.core.errors import ConvergenceError, GewuError, InputError, ResourceError, StoreError
 from gewu.core.files import write_all
 from gewu.train import keeper
+from gewu.train.memory import HUGE
 from gewu.train.mesh import AXES, ROWS, Layout
 
 BEAT_S: Final = 0.5
-HUGE: Final = "glibc.malloc.hugetlb=1"
-"""Setting of the GNU C library, read when a process starts: memory in pages of 2 MB. XLA takes a step's memory anew each step;
-the 80,000 faults of that cost up to a tenth of a step of 17 million parameters."""
 _SETTLE_S: Final = 0.3  # between the first process that ended and those that ended because of it
 _ERRORS: Final = {kind.__name__: kind for kind in (InputError, ConvergenceError, ResourceError, StoreError, GewuError)}
 Event = Callable[[dict[str, Any]], None]

@@ -192,7 +192,7 @@ def train(config: Config, ctx: Context, place: Place) -> bool:
     """Train and record; return whether the run was stopped before its end."""
     import jax
 
-    from gewu.train import plan
+    from gewu.train import memory, plan
     from gewu.train.fit import Fit, Progress, measure_peak
     from gewu.train.material import material
     from gewu.train.precision import Precision
@@ -200,6 +200,7 @@ def train(config: Config, ctx: Context, place: Place) -> bool:
     from gewu.train.spec import count
     from gewu.train.step import Trainer
 
+    memory.keep()
     with ctx.phase("reading the data"):
         found = material(config)
     steps = config.steps or max(1, round(config.epochs * found.per_epoch))

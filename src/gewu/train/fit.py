@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
 from gewu.core.context import Context
 from gewu.core.errors import ConvergenceError
+from gewu.ops.product import matmul
 from gewu.train.step import State, Trainer
 
 COLUMNS: Final = ("step", "loss", "grad_norm", "learning_rate", "tokens_per_s", "dropped")
@@ -214,7 +216,7 @@ class Fit:
 
 
 def measure_peak(dtype: Any, devices: int, seconds: float = 0.3) -> float:
-    """Return the flop/s of a product of two 2048 × 2048 matrices here, the best of those done in some time, times devices.
+    """Return the flop/s of a product of two large matrices here, the best of those done in some time, times devices.
 
     Virtual devices of one process share its processor: there a process counts once.
     """
@@ -222,7 +224,7 @@ def measure_peak(dtype: Any, devices: int, seconds: float = 0.3) -> float:
     import jax.numpy as jnp
 
     n = 1024 if jax.default_backend() == "cpu" else 8192
-    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    product = jax.jit(partial(matmul, out=jnp.float32))
     a = jnp.ones((n, n), dtype)
     product(a, a).block_until_ready()
     best, end = float("inf"), time.perf_counter() + seconds

@@ -22,6 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gewu.ops import product as products
 from gewu.ops import rows as fused
+from gewu.ops.product import matmul as product
 from gewu.train.config import ModelConfig
 from gewu.train.mesh import Layout, copy_to, gather, reduce_from, scatter
 from gewu.train.precision import product8
@@ -68,15 +69,6 @@ def dense(x: Any, w: Any, p: Any, dims: int = 1) -> Any:
     else:
         y = (product8 if p.name == "fp8" else product)(flat, w.astype(p.compute))
     return checkpoint_name(y, "product").reshape(*rows, *outside)
-
-
-def product(a: Any, b: Any, *, ta: bool = False, tb: bool = False, out: Any = None) -> Any:
-    """Return the product of two matrices (transposed first with ta, tb), summed in float32, as `out` or in the type of a."""
-    out = a.dtype if out is None else out
-    if a.dtype == jnp.bfloat16 and products.usable():
-        return products.product(a, b, ta=ta, tb=tb, out=out)
-    dims = (((0 if ta else 1,), (1 if tb else 0,)), ((), ()))
-    return lax.dot_general(a, b, dims, preferred_element_type=jnp.float32).astype(out)
 
 
 def norm(x: Any, w: Weights, name: str, c: ModelConfig) -> Any:
@@ -128,9 +120,10 @@ def leave(x: Any, at: Layout) -> Any:
 def mlp(x: Any, w: Weights, c: ModelConfig, at: Layout, p: Any, name: str = "") -> Any:
     """Return the MLP of tokens (b, t, D) that `enter` gave, to be summed over tp; name is "" or "shared_"."""
     h = dense(x, w[f"{name}up"], p)
-    if products.usable():
-        bias = w[f"{name}up_bias"] if c.bias else jnp.zeros(h.shape[-2:], jnp.float32)
-        return dense(fused.activated(h.reshape(-1, bias.size), bias).reshape(*h.shape[:-2], -1), w[f"{name}down"], p)
+    if products.usable() and p.name != "fp8":
+        bias, down = w[f"{name}up_bias"] if c.bias else jnp.zeros(h.shape[-2:], jnp.float32), w[f"{name}down"]
+        y = fused.activated(h.reshape(-1, bias.size), bias, down if _applies(down, p) else down.astype(p.compute))
+        return checkpoint_name(y, "product").reshape(*h.shape[:-2], -1)
     if c.bias:
         h = h + w[f"{name}up_bias"].astype(h.dtype)
     if c.activation == "swiglu":

@@ -110,7 +110,7 @@ def _forward(h: Any, w: Any, y: Any, count: Any, at: Layout) -> Any:
 
 def _added(dw: Any, g: Any, rows: Any) -> Any:
     """Return dw + g^T rows."""
-    if g.dtype == jnp.bfloat16 and products.usable():
+    if products.takes(g.dtype, dw.size * g.shape[0]):
         return products.added(dw, g, rows, ta=True)
     return dw + product(g, rows, ta=True, out=jnp.float32)
 

@@ -13,9 +13,7 @@ inputs by name, `label` int32 (B,), `value` float32 (B, n).
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -30,6 +28,7 @@ from gewu.core.machine import check_jax
 from gewu.train import model
 from gewu.train.attention import zigzag
 from gewu.train.config import ModelConfig
+from gewu.train.memory import give_back, settle
 from gewu.train.mesh import DATA, ROWS, Layout, total
 from gewu.train.optim import global_norm
 from gewu.train.spec import flat, initial, specs, tree_map, unflat, unstacked
@@ -47,12 +46,6 @@ OPTIONS = {"xla_disable_hlo_passes": "tree_reduction_rewriter"}
 def compiled(function: Any, **options: Any) -> Any:
     """Return the function jitted, with the options that suit the processor."""
     return jax.jit(function, compiler_options=OPTIONS if jax.default_backend() == "cpu" else None, **options)
-
-
-def give_back() -> None:
-    """Return memory that is free but held by the C library, such as the compiler's, to the system (GNU C library)."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class State(NamedTuple):
@@ -151,6 +144,7 @@ class Trainer:
         self._refuse(config, layout)
         abstract = isinstance(devices, jax.sharding.AbstractMesh)
         self.mesh = devices if abstract else layout.mesh(devices)
+        self._steps = 0
 
     @staticmethod
     def _refuse(c: ModelConfig, at: Layout) -> None:
@@ -278,7 +272,10 @@ class Trainer:
             give_back()
             return program
 
-        return self._program("step", batch, make)(state, batch)
+        program = self._program("step", batch, make)
+        settle(self._steps)
+        self._steps += 1
+        return program(state, batch)
 
     def _evaluation(self, kind: str, function: Any, outputs: Any, batch: Mapping[str, Any]) -> Any:
         inputs = (self.partitions.params, self.batch_partitions(batch))
