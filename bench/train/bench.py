@@ -1,9 +1,8 @@
 """Steps of training a small GPT on this machine's processors: gewu against torch, the faster of eager and compiled.
 
-Every engine has a process of its own with two threads, memory in large pages (as gewu gives it to the processes it starts), the
-same weights, text, AdamW (torch's fused one) and attention (torch's fused one). Engines take turns: a few steps each, after the
-steps that compile. `accuracy` has the largest difference of the first losses, the peak memory of each process in MB, and tokens
-per second. In float32 the losses must agree to 1e-4.
+Every engine has a process of its own with two threads, the same weights, text, AdamW (torch's fused one) and attention (torch's
+fused one). Engines take turns: a few steps each, after the steps that compile. `accuracy` has the largest difference of the first
+losses, the peak memory of each process in MB, and tokens per second. In float32 the losses must agree to 1e-4.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from typing import Any
 
 from bench.run import compare, versions
 from bench.train import gpt, peers, plan
-from gewu.train.memory import HUGE
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = Path(__file__).resolve().parent / "work"
@@ -36,7 +34,7 @@ class Process:
     def __init__(self, engine: str, python: Path, size: str, precision: str) -> None:
         command = [str(python), "-W", "ignore", "-m", "bench.train.worker", engine, size, precision]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        env = {"GLIBC_TUNABLES": HUGE, **os.environ, "OMP_NUM_THREADS": "2"}
+        env = {**os.environ, "OMP_NUM_THREADS": "2"}
         self.engine = engine
         self.process = subprocess.Popen(command, cwd=ROOT, env=env, text=True, start_new_session=True, **pipes)
 

@@ -39,7 +39,6 @@ from typing import Any, Final
 from gewu.core.errors import ConvergenceError, GewuError, InputError, ResourceError, StoreError
 from gewu.core.files import write_all
 from gewu.train import keeper
-from gewu.train.memory import HUGE
 from gewu.train.mesh import AXES, ROWS, Layout
 
 BEAT_S: Final = 0.5
@@ -154,7 +153,7 @@ class _Group:
             free.bind(("127.0.0.1", 0))
             task = task | {"address": f"127.0.0.1:{free.getsockname()[1]}"}
         flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
-        environment = {"GLIBC_TUNABLES": HUGE} | os.environ | {"XLA_FLAGS": flags, keeper.TOKEN: task["token"]}
+        environment = os.environ | {"XLA_FLAGS": flags, keeper.TOKEN: task["token"]}
         self.result: Any = None
         self._lines: queue.Queue[tuple[int, bytes]] = queue.Queue()
         self._beats = [Beat(time.monotonic()) for _ in range(processes)]

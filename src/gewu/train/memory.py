@@ -11,8 +11,6 @@ import os
 from contextlib import suppress
 from typing import Final
 
-HUGE: Final = "glibc.malloc.hugetlb=1"
-"""GLIBC_TUNABLES with which a process is started for memory in large pages: fewer of them are cleared and looked up."""
 SETTLING: Final = range(1, 5)
 """Steps before which memory is put in order: the first has made what stays."""
 SPARE: Final = 64 << 20
