@@ -128,6 +128,11 @@ def test_a_long_curve_stays_short_and_keeps_its_means():
     assert np.mean([row[0] for row in curve.rows]) == pytest.approx((n - len(curve.open) - 1) / 2)
     progress = Progress(curve=curve, tokens=5.0, validation=[[1, 2.0]])
     assert Progress.of(progress.state()) == progress
+    kept = progress.state()
+    before = json.dumps(kept)
+    curve.add([1.0] * len(COLUMNS))
+    progress.validation.append([2, 1.0])
+    assert json.dumps(kept) == before, "what a checkpoint writes while training goes on must not change"
 
 
 @pytest.mark.slow

@@ -51,8 +51,8 @@ class Curve:
             self.stride *= 2
 
     def state(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
-        return {"rows": self.rows, "stride": self.stride, "open": self.open}
+        """Return it as JSON can hold it; later steps do not change that."""
+        return {"rows": list(self.rows), "stride": self.stride, "open": list(self.open)}
 
 
 @dataclass
@@ -79,8 +79,8 @@ class Progress:
     stalled: float = 0.0
 
     def state(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
-        return vars(self) | {"curve": self.curve.state()}
+        """Return it as JSON can hold it; later steps do not change that."""
+        return vars(self) | {"curve": self.curve.state(), "validation": list(self.validation)}
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> Progress:
