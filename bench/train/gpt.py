@@ -25,7 +25,13 @@ class Size:
     rows: int = 8
 
 
-SIZES = {"17m": Size(384, 6, 6), "34m": Size(512, 8, 8)}
+SIZES = {"17m": Size(384, 6, 6), "34m": Size(512, 8, 8), "124m": Size(768, 12, 12, 50304, 1024, 16)}
+
+
+def flops(size: Size) -> float:
+    """Return what a step needs: 6 operations for each weight of a product and token, and those of causal attention."""
+    weights = 12 * size.layers * size.width**2 + size.vocab * size.width
+    return 6.0 * size.rows * size.length * (weights + size.layers * size.width * size.length)
 
 
 def weights(size: Size) -> dict[str, NDArray[np.float32]]:

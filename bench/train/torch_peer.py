@@ -54,8 +54,10 @@ class Engine:
 
     def __init__(self, size: gpt.Size, precision: str, engine: str) -> None:
         torch.set_num_threads(2)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = Gpt(size)
         self.model.load_state_dict(_state(size))
+        self.model.to(self.device)
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim == 1]
         groups = [{"params": matrices, "weight_decay": gpt.DECAY}, {"params": others, "weight_decay": 0.0}]
@@ -65,8 +67,8 @@ class Engine:
 
     def step(self, tokens: Any) -> float:
         """Train one step on tokens (rows, length + 1) and return the loss before it."""
-        text = torch.from_numpy(tokens.astype(np.int64))
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+        text = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
             loss = self.loss(text[:, :-1], text[:, 1:])
         loss.backward()
         self.optimiser.step()
