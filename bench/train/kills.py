@@ -48,6 +48,12 @@ checkpoint_every = 5
 """
 
 
+def text(documents: int, words: int) -> bytes:
+    """Return JSON lines of so many documents of so many words, the same every time."""
+    draw, known = random.Random(7), ["order", "shard", "stage", "seed", "loss", "state", "token", "layer", "of", "the"]
+    return "\n".join(json.dumps({"text": " ".join(draw.choices(known, k=words))}) for _ in range(documents)).encode()
+
+
 class Harness:
     """One job, run undisturbed and disturbed.
 
@@ -61,10 +67,7 @@ class Harness:
 
     def __init__(self, folder: Path, processes: int, seed: int, restarts: int = 1000, steps: int = 150) -> None:
         self.folder, self.random = folder, random.Random(seed)
-        draw = random.Random(7)
-        words = ["order", "shard", "stage", "seed", "loss", "state", "token", "layer", "of", "the"]
-        rows = [json.dumps({"text": " ".join(draw.choices(words, k=40))}) for _ in range(300)]
-        write_atomic(folder / "text.jsonl", "\n".join(rows).encode())
+        write_atomic(folder / "text.jsonl", text(300, 40))
         write_atomic(folder / "job.toml", JOB.format(steps=steps, processes=processes, restarts=restarts).encode())
 
     def _start(self, name: str) -> subprocess.Popen[bytes]:

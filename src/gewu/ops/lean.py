@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from gewu.core.device import load_numba
 from gewu.ops import llvm
+from gewu.ops.cache import Cache, cache_folder
 
 numba = load_numba()
 
@@ -27,7 +29,6 @@ FAST: Final = {"contract", "reassoc", "nsz", "arcp"}
 COUNT: Final = 24
 """Arguments of an entry, at most."""
 SINGLE, HALF, INTEGER = np.float32(0), np.uint16(0), np.int32(0)
-_WHOLE: Final = np.int64(0)
 _STAMP: Final = format(zlib.crc32(Path(__file__).read_bytes()), "08x")
 _F, _I, _J = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _EXP: Final = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0)
@@ -66,9 +67,14 @@ def entry(function: Any, like: Any) -> Entry:
     signature = (numba.typeof(like), types.Array(types.int64, 1, "C"), types.int64, types.int64)
     function.compile(signature)
     made = function.overloads[signature]
-    library = llvm.jit(_ENTER.replace("TYPE ZERO", "float 0.0" if isinstance(like, np.float32) else "i16 0"))
+    library = _enter("float 0.0" if isinstance(like, np.float32) else "i16 0")
     code = made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
     return Entry(library.address("enter"), code, (library, made))
+
+
+@cache
+def _enter(like: str) -> llvm.Library:
+    return llvm.jit(_ENTER.replace("LIKE", like), cache=Cache(cache_folder()).objects)
 
 
 _ENTER: Final = f"""
@@ -79,7 +85,7 @@ define void @enter(ptr %args, ptr %sizes, i64 %lo, i64 %hi) #0 {{
   %error = alloca ptr
   %function = load ptr, ptr %args
   %own = getelementptr i64, ptr %args, i64 1
-  %done = call i32 %function(ptr %result, ptr %error, TYPE ZERO, ptr null, ptr null, i64 {COUNT}, i64 8, ptr %own, i64 {COUNT},
+  %done = call i32 %function(ptr %result, ptr %error, LIKE, ptr null, ptr null, i64 {COUNT}, i64 8, ptr %own, i64 {COUNT},
     i64 8, i64 %lo, i64 %hi)
   ret void
 }}

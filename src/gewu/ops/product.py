@@ -45,10 +45,9 @@ def usable() -> bool:
 
 def takes(kind: Any, multiplications: int) -> bool:
     """Return whether products of numbers of this type, and of that many multiplications, are done here, faster than by XLA."""
-    if not usable():
-        return False
-    large = multiplications >= _SMALL and "tiles" in product_kernel.ways()
-    return bool(kind == jnp.bfloat16 or (kind == jnp.float32 and large))
+    if kind == jnp.float32:
+        return usable() and multiplications >= _SMALL and "tiles" in product_kernel.ways()
+    return usable() and bool(kind == jnp.bfloat16)
 
 
 def _way(kind: Any) -> str:
@@ -117,14 +116,16 @@ def matmul(a: Any, b: Any, *, ta: bool = False, tb: bool = False, out: Any = Non
 
 
 def added(c: Any, a: Any, b: Any, *, ta: bool = False, tb: bool = False) -> Any:
-    """Return c + a b, in the memory of c where nothing else needs that; no derivative.
+    """Return c + a b, in the memory of c where nothing else needs that; by XLA where `matmul` is; no derivative.
 
     Args:
         c: float32 (m, n).
-        a, b: as in `product`.
+        a, b: as in `product`, of any type.
     """
     if 0 in (*c.shape, *a.shape):
         return c
+    if not takes(a.dtype, c.size * (a.size // c.shape[0])):
+        return c + matmul(a, b, ta=ta, tb=tb, out=jnp.float32)
     like = jax.ShapeDtypeStruct(c.shape, jnp.float32)
     target = _target(ta, tb, "added", _way(a.dtype))
     return jax.ffi.ffi_call(target, like, vmap_method="sequential", input_output_aliases={2: 0})(a, b, c)

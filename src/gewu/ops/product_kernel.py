@@ -3,8 +3,8 @@
 C[i, j] = sum_k A[i, k] B[k, j] for any strides of A and B, in the scheme of `gemm`: panels of A and of B, a block of C in
 registers. Four ways, chosen by the processor:
 
-    tiles   AMX: a panel of B holds pairs (k, k + 1) side by side, one of A squares of 16 rows by 16 pairs; one instruction
-            multiplies 16 by 16 rows and columns over 16 pairs. Linux gives the registers to processes that ask for them
+    tiles   AMX: panels of A and B hold squares of 16 rows, or columns, by 16 pairs (k, k + 1); one instruction multiplies 16 by
+            16 rows and columns over 16 pairs. Linux gives the registers to processes that ask for them
     pairs   AVX-512 BF16: both panels hold pairs side by side; one instruction multiplies 16 pairs and adds both products
     wide    elsewhere: numbers are widened to float32 while they are packed, then multiplied like float32
     thirds  AMX, float32 numbers: each is the sum of three of bfloat16, x = x1 + x2 + x3 without error, and of the nine products
@@ -108,7 +108,7 @@ def text(way: str) -> str:
 
 def work_bytes(way: str) -> int:
     """Return the bytes that `multiply` packs B in."""
-    return max(WORK[way], block(way).columns * DEPTH) * 4
+    return WORK[way] * 4
 
 
 _HELD: Final = "ptr noalias %a, ptr noalias %b, ptr noalias %c, i64 %ldc, i64 %depth, i1 %more, i1 %round, i64 %n, i64 %m"

@@ -48,7 +48,7 @@ def half_at(w: Writer, pointer: str, index: str) -> str:
 
 
 def filled(w: Writer, numbers: str, way: str) -> str:
-    """Return the name of `words` of a number of numbers."""
+    """Return the name of `words` of a number of numbers, of one part."""
     unit = unit_of(way)
     return w.mul(w.emit(f"sdiv i64 {w.add(numbers, step(way) * unit - 1)}, {step(way) * unit}"), unit)
 
@@ -76,11 +76,8 @@ def _word(w: Writer, row: str, k: str, way: str, part: int = 0) -> str:
     def number(k: str) -> str:
         inside = w.emit(f"and i1 {w.emit(f'icmp slt i64 {row}, %n')}, {w.emit(f'icmp slt i64 {k}, %inner')}")
         place = w.emit(f"select i1 {inside}, i64 {w.add(w.mul(row, '%si'), w.mul(k, '%sk'))}, i64 0")
-        if way == "thirds":
-            value = w.emit(f"load float, ptr {number_at(w, '%from', place, way)}")
-            value = _part(w, value, part)
-        else:
-            value = w.emit(f"load i16, ptr {half_at(w, '%from', place)}")
+        value = w.emit(f"load {'float' if way == 'thirds' else 'i16'}, ptr {number_at(w, '%from', place, way)}")
+        value = _part(w, value, part) if way == "thirds" else value
         return w.emit(f"zext i16 {w.emit(f'select i1 {inside}, i16 {value}, i16 0')} to i32")
 
     if way == "wide":
@@ -115,7 +112,7 @@ def _in_line(w: Writer, row: str, square: str, way: str, part: int) -> str:
 
 
 def pack_squares(module: Module, block: Shape, side: str, way: str) -> str:
-    """Copy a panel of 32 rows, else as `_pack`: square by square of 16 words, in each part by part.
+    """Copy a panel of 32 rows, else as `pack`: square by square of 16 words, in each part by part.
 
     In a part of a square rows are taken 16 by 16; of those, word 16 i + k of A, and word 16 k + i of B, holds numbers 2k and
     2k + 1 of row i.

@@ -299,7 +299,7 @@ class Checkpoints:
         """Return the checkpoints there are, newest first, what is in memory before what is on the disk."""
         found: list[Any] = [_Memory(step, _merged(records), where) for step, records, where in keeper.found(self._peers)]
         disk = _on_disk(self.folder)
-        newest = disk[0].step if disk else -1
+        newest = max((source.step for source in (*found, *disk)), default=-1)
         for path in self.folder.glob("step-*"):
             number = _step_of(path)
             text = f"the checkpoint of step {number} is not complete, an older one is used: {path.name} has no whole index"

@@ -22,7 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gewu.ops import product as products
 from gewu.ops import rows as fused
-from gewu.ops.product import matmul as product
+from gewu.ops.product import matmul
 from gewu.train.config import ModelConfig
 from gewu.train.mesh import Layout, copy_to, gather, reduce_from, scatter
 from gewu.train.precision import product8
@@ -67,7 +67,7 @@ def dense(x: Any, w: Any, p: Any, dims: int = 1) -> Any:
     if _applies(w, p):
         y = fused.applied(flat, w)
     else:
-        y = (product8 if p.name == "fp8" else product)(flat, w.astype(p.compute))
+        y = (product8 if p.name == "fp8" else matmul)(flat, w.astype(p.compute))
     return checkpoint_name(y, "product").reshape(*rows, *outside)
 
 

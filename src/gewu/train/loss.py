@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from gewu.ops import product as products
+from gewu.ops.product import added, matmul
 from gewu.ops.rows import halved, judged
-from gewu.train.layers import product
 from gewu.train.mesh import Layout, index, largest, total
 
 LOGITS: Final = 1 << 22
@@ -50,7 +50,7 @@ def _rows(n: int, vocabulary: int) -> int:
 
 def _block(h: Any, w: Any, y: Any, at: Layout) -> tuple[Any, Any, Any, Any]:
     """Return the loss of each row, and exp(logits - top), its sum and the local numbers of the targets."""
-    logits = product(h, w, tb=True, out=jnp.float32)
+    logits = matmul(h, w, tb=True, out=jnp.float32)
     label = y - index(at, "tp") * w.shape[0]
     mine = (label >= 0) & (label < w.shape[0])
     top = largest(logits.max(-1), at, "tp")
@@ -95,24 +95,17 @@ def _forward(h: Any, w: Any, y: Any, count: Any, at: Layout) -> Any:
         rows, targets = part
         weight = jnp.where(targets >= 0, 1.0 / count, 0.0)
         if at.tp == 1 and products.usable():
-            loss, g = judged(product(rows, w, tb=True, out=jnp.float32), targets, weight, h.dtype)
-            dw = _added(dw, g, rows)
-            return (sum_ + jnp.where(targets >= 0, loss, 0.0).sum(), dw), product(g, w)
+            loss, g = judged(matmul(rows, w, tb=True, out=jnp.float32), targets, weight, h.dtype)
+            dw = added(dw, g, rows, ta=True)
+            return (sum_ + jnp.where(targets >= 0, loss, 0.0).sum(), dw), matmul(g, w)
         loss, e, s, label = _block(rows, w, targets, at)
         weight = weight[:, None]
         g = (e * (weight / s[:, None]) - jnp.where(columns == label[:, None], weight, 0.0)).astype(h.dtype)
-        dw = _added(dw, g, rows)
-        return (sum_ + jnp.where(targets >= 0, loss, 0.0).sum(), dw), product(g, w)
+        dw = added(dw, g, rows, ta=True)
+        return (sum_ + jnp.where(targets >= 0, loss, 0.0).sum(), dw), matmul(g, w)
 
     (sum_, dw), dh = lax.scan(body, (jnp.float32(0), jnp.zeros(w.shape, jnp.float32)), _parts(h, y, w))
     return sum_ / count, (dh.reshape(h.shape), dw.astype(kind))
-
-
-def _added(dw: Any, g: Any, rows: Any) -> Any:
-    """Return dw + g^T rows."""
-    if products.takes(g.dtype, dw.size * g.shape[0]):
-        return products.added(dw, g, rows, ta=True)
-    return dw + product(g, rows, ta=True, out=jnp.float32)
 
 
 def _backward(at: Layout, gradients: Any, g: Any) -> Any:

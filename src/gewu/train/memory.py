@@ -11,8 +11,6 @@ import os
 from contextlib import suppress
 from typing import Final
 
-SETTLING: Final = range(1, 5)
-"""Steps before which memory is put in order: the first has made what stays."""
 SPARE: Final = 64 << 20
 """Bytes, untouched at first, below the memory of steps: what is taken meanwhile lies there and not behind it, where it would
 keep the next step from taking the same place."""
@@ -34,16 +32,16 @@ def keep() -> None:
         _kept[:] = [True]
 
 
-def settle(step: int) -> None:
-    """Put memory in order before a step of this number of its program, where it is kept."""
-    if _kept and step in SETTLING:
+def settle() -> None:
+    """Keep what is freed from now on, once in a process that is to `keep` it."""
+    if _kept:
+        _kept.clear()
         give_back()
-        if step == SETTLING[0]:
-            with suppress(AttributeError, OSError):
-                library = ctypes.CDLL(None)
-                library.mallopt(_MAPS, 0)
-                library.mallopt(_TRIM, _MOST)
-                _reserve(library)
+        with suppress(AttributeError, OSError):
+            library = ctypes.CDLL(None)
+            library.mallopt(_MAPS, 0)
+            library.mallopt(_TRIM, _MOST)
+            _reserve(library)
 
 
 def _reserve(library: ctypes.CDLL) -> None:

@@ -24,8 +24,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from gewu.ops import product as products
+from gewu.ops.product import matmul
 from gewu.train.config import ModelConfig
-from gewu.train.layers import Weights, product
+from gewu.train.layers import Weights
 from gewu.train.mesh import DATA, Layout, copy_to, exchange, gather, reduce_from, scatter, total
 
 BLOCK: Final = 128
@@ -149,7 +150,7 @@ def _ragged(x: Any, weight: Any, chosen: Any, w: Weights, c: ModelConfig, at: La
 @jax.custom_vjp
 def _blocked(a: Any, b: Any, of: Any) -> Any:
     """Return the products (blocks, rows, O) of a (blocks, rows, I), each with the matrix of b (E, I, O) of its number."""
-    return lax.map(lambda block: product(block[0], b[block[1]]), (a, of))
+    return lax.map(lambda block: matmul(block[0], b[block[1]]), (a, of))
 
 
 def _blocked_back(saved: Any, g: Any) -> tuple[Any, Any, None]:
@@ -157,7 +158,7 @@ def _blocked_back(saved: Any, g: Any) -> tuple[Any, Any, None]:
 
     def one(sums: Any, block: Any) -> tuple[Any, Any]:
         a, g, e = block
-        return sums.at[e].add(product(a.T, g).astype(jnp.float32)), product(g, b[e].T)
+        return sums.at[e].add(matmul(a.T, g).astype(jnp.float32)), matmul(g, b[e].T)
 
     sums, grads = lax.scan(one, jnp.zeros(b.shape, jnp.float32), (a, g, of))
     return grads, sums.astype(b.dtype), None

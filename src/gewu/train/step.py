@@ -241,8 +241,9 @@ class Trainer:
         metrics, grads = gradients(state.params, batch, self.specs, scale, self.config, at, p)
         norm = global_norm(grads, self.specs, at)
         finite = jnp.isfinite(metrics["total"]) & jnp.isfinite(norm)
-        known = {"norm": norm, "finite": finite}
-        params, opt, info = self.optimiser.update(grads, state.opt, state.params, state.step, self.specs, at, **known)
+        params, opt, info = self.optimiser.update(
+            grads, state.opt, state.params, state.step, self.specs, at, norm=norm, finite=finite
+        )
         metrics = metrics | info | {"grad_norm": norm, "finite": finite.astype(jnp.float32)}
         return State(params, opt, state.step + 1, p.next_scale(state.scale, finite), state.seed), metrics
 
@@ -273,7 +274,8 @@ class Trainer:
             return program
 
         program = self._program("step", batch, make)
-        settle(self._steps)
+        if self._steps == 1:  # the first has made what stays
+            settle()
         self._steps += 1
         return program(state, batch)
 
